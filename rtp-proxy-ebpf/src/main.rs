@@ -1,0 +1,2 @@
+//! Kernel programs of the packet path.
+fn main() {}
