@@ -8,4 +8,14 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod auth;
+pub mod conn;
+pub mod demux;
+pub mod headers;
 pub mod message;
+pub mod parse;
+pub mod quirks;
+pub mod sdp;
+pub mod transport;
+pub mod url;
+pub mod write;
