@@ -1,0 +1,1 @@
+//! Messages and interleaved frames from a byte stream.
