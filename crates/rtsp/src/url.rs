@@ -9,8 +9,13 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
-use crate::auth::Credentials;
+pub use escape::strip_userinfo;
+pub use source::{SourceUrl, join_control};
 
+use escape::{check_characters, normalise};
+
+mod escape;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -299,7 +304,7 @@ impl ResourceUrl {
     /// in either dialect, with an optional slash at the end; absolute controls; the aggregate URL where
     /// there is one media (RTSP-30, `protocols.md` 1.7).
     pub fn media_index(&self, controls: &[Option<&str>], setup: &Self) -> Option<usize> {
-        let matches = |control: &Option<&str>| {
+        let matches = |control: Option<&str>| {
             let control = control.map_or("", |c| c.trim());
             if control.contains("://") {
                 return Self::parse(control).is_ok_and(|url| url.key == setup.key);
@@ -317,7 +322,7 @@ impl ResourceUrl {
         };
         controls
             .iter()
-            .position(matches)
+            .position(|control| matches(*control))
             .or_else(|| (controls.len() == 1 && self.key == setup.key).then_some(0))
     }
 
@@ -372,193 +377,6 @@ pub fn track_control(track: usize) -> String {
     format!("{TRACK_CONTROL}{track}")
 }
 
-/// URL of a source: where to connect and what to ask for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceUrl {
-    /// Scheme.
-    pub scheme: Scheme,
-    /// Host and port.
-    pub authority: Authority,
-    /// Path and query as written, from the first slash; empty for none.
-    pub path: String,
-    /// User and password, percent-decoded. They are not part of [`SourceUrl::to_string`].
-    pub credentials: Option<Credentials>,
-}
-
-impl SourceUrl {
-    /// Parses a URL of the configuration: `rtsp://user:password@host:port/path?query`.
-    ///
-    /// An `@` in the password need not be escaped; `/`, `?` and `#` must be.
-    pub fn parse(text: &str) -> Result<Self, UrlError> {
-        let text = text.trim();
-        if text.len() > MAX_URL_LEN {
-            return error(MAX_URL_LEN, UrlRule::TooLong);
-        }
-        check_characters(text)?;
-        let Some((scheme, rest)) = Scheme::split(text) else { return error(0, UrlRule::Scheme) };
-        let start = text.len() - rest.len();
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(end);
-        let (userinfo, host) = match authority.rsplit_once('@') {
-            Some((userinfo, host)) => (Some(userinfo), host),
-            None => (None, authority),
-        };
-        let offset = start + authority.len() - host.len();
-        let authority =
-            Authority::parse(host).map_err(|e| UrlError { offset: offset + e.offset, rule: e.rule })?;
-        let credentials = match userinfo {
-            None => None,
-            Some(userinfo) => {
-                let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-                let decode = |s| decode(s).map_err(|e| UrlError { offset: start + e.offset, rule: e.rule });
-                Some(Credentials::new(decode(user)?, decode(password)?))
-            }
-        };
-        Ok(Self { scheme, authority, path: path.to_owned(), credentials })
-    }
-
-    /// Port to connect to.
-    pub fn port(&self) -> u16 {
-        self.authority.port.unwrap_or(self.scheme.default_port())
-    }
-
-    /// Base of the control attributes of a DESCRIBE answer to this URL: `Content-Base`, else
-    /// `Content-Location`, else this URL (RTSP-29). A base without a scheme (`192.168.1.10:554/stream0/`:
-    /// Anjvision, Longse, Laureii) or without a host is repaired, anything else that is no RTSP URL is
-    /// passed over. Credentials are stripped.
-    pub fn control_base(&self, content_base: Option<&str>, content_location: Option<&str>) -> String {
-        [content_base, content_location]
-            .into_iter()
-            .flatten()
-            .find_map(|value| self.repair_base(value.trim()))
-            .unwrap_or_else(|| self.to_string())
-    }
-
-    fn repair_base(&self, value: &str) -> Option<String> {
-        if value.len() > MAX_URL_LEN || value.is_empty() {
-            return None;
-        }
-        if value.contains("://") {
-            return Scheme::split(value).map(|_| strip_userinfo(&escape(value)));
-        }
-        let scheme = self.scheme.as_str();
-        if value.starts_with('/') {
-            return Some(format!("{scheme}://{}{}", self.authority, escape(value)));
-        }
-        let end = value.find(['/', '?']).unwrap_or(value.len());
-        let authority = Authority::parse(value.get(..end)?).ok()?;
-        let is_host = authority.host == self.authority.host
-            || authority.port.is_some()
-            || matches!(authority.host, Host::Ip(_));
-        is_host.then(|| format!("{scheme}://{}", escape(value)))
-    }
-}
-
-impl fmt::Display for SourceUrl {
-    /// The URL of requests: no credentials.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}{}", self.scheme.as_str(), self.authority, self.path)
-    }
-}
-
-/// URL of a media or of the aggregate of a source (RTSP-29).
-///
-/// `base`: of [`SourceUrl::control_base`]. `control`: value of `a=control`, if any. Absolute: it, without
-/// credentials. None, empty or `*`: the base. Else appended after the query, as ffmpeg and live555 do: RFC
-/// 3986 resolution breaks Dahua and GW4089IP (`?channel=1&subtype=1/trackID=0`). The result has no blanks,
-/// control bytes or raw non-ASCII, whatever the source sent: it goes into a request line (SEC-9).
-pub fn join_control(base: &str, control: Option<&str>) -> String {
-    let control = control.map_or("", str::trim);
-    if Scheme::split(control).is_some() {
-        return strip_userinfo(&escape(control));
-    }
-    if control.is_empty() || control == "*" {
-        return escape(base);
-    }
-    format!("{}/{}", escape(base.strip_suffix('/').unwrap_or(base)), escape(control.trim_start_matches('/')))
-}
-
-/// `text` without `user:password@`, for requests and logs (RTSP-38). Anything that is no URL is unchanged.
-pub fn strip_userinfo(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, tail) = rest.split_at(end);
-    match authority.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://{host}{tail}"),
-        None => text.to_owned(),
-    }
-}
-
-/// SEC-10, byte by byte.
-fn check_characters(text: &str) -> Result<(), UrlError> {
-    for (offset, byte) in text.bytes().enumerate() {
-        match byte {
-            b'#' => return error(offset, UrlRule::Fragment),
-            b'"' | b'<' | b'>' | b'\\' => return error(offset, UrlRule::Character),
-            0x21..=0x7e => {}
-            _ => return error(offset, UrlRule::Character),
-        }
-    }
-    Ok(())
-}
-
-fn hex_pair(high: Option<&u8>, low: Option<&u8>) -> Option<u8> {
-    let digit = |b: Option<&u8>| (*b? as char).to_digit(16);
-    Some((digit(high)? * 16 + digit(low)?) as u8)
-}
-
-/// Normalises percent escapes (RFC 3986 section 6.2.2); encoded control bytes are refused.
-fn normalise(text: &str) -> Result<String, UrlError> {
-    let bytes = text.as_bytes();
-    let mut out = String::with_capacity(text.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        if byte != b'%' {
-            out.push(byte as char);
-            at += 1;
-            continue;
-        }
-        match hex_pair(bytes.get(at + 1), bytes.get(at + 2)) {
-            None | Some(0..0x20 | 0x7f) => return error(at, UrlRule::Escape),
-            Some(b) if b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~') => {
-                out.push(b as char)
-            }
-            Some(b) => out.push_str(&format!("%{b:02X}")),
-        }
-        at += 3;
-    }
-    Ok(out)
-}
-
-/// Decodes percent escapes into text.
-fn decode(text: &str) -> Result<String, UrlError> {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        if byte == b'%' {
-            match hex_pair(bytes.get(at + 1), bytes.get(at + 2)) {
-                None | Some(0..0x20 | 0x7f) => return error(at, UrlRule::Escape),
-                Some(b) => out.push(b),
-            }
-            at += 3;
-        } else {
-            out.push(byte);
-            at += 1;
-        }
-    }
-    String::from_utf8(out).or(error(0, UrlRule::Escape))
-}
-
-/// Escapes what must not stand in a request line.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_graphic() { out.push(byte as char) } else { out.push_str(&format!("%{byte:02X}")) }
-    }
-    out
-}
-
 fn key(path: &str, query: Option<&str>) -> String {
     let mut key = path.trim_end_matches('/').to_owned();
     if let Some(query) = query {
@@ -570,11 +388,8 @@ fn key(path: &str, query: Option<&str>) -> String {
 
 /// Splits `before/trackID=n`.
 fn split_track(text: &str) -> Option<(&str, usize)> {
-    let (before, last) = match text.rsplit_once('/') {
-        Some(parts) => parts,
-        // `path?trackID=1`: nothing was joined, it is a query of its own.
-        None => return None,
-    };
+    // `path?trackID=1`: nothing was joined, it is a query of its own.
+    let (before, last) = text.rsplit_once('/')?;
     let name = last.get(..TRACK_CONTROL.len())?;
     let digits = last.get(TRACK_CONTROL.len()..)?;
     let is_number = !digits.is_empty() && digits.len() <= 3 && digits.bytes().all(|b| b.is_ascii_digit());

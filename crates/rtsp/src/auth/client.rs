@@ -1,5 +1,7 @@
 //! Answers the challenges of sources (RTSP-38).
 
+use std::fmt::Write;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
@@ -121,14 +123,15 @@ impl ClientAuth {
                     challenge.realm,
                     challenge.nonce
                 );
+                // Writing to a String cannot fail.
                 if challenge.names_algorithm {
-                    value.push_str(&format!(", algorithm={}", challenge.algorithm.as_str()));
+                    let _ = write!(value, ", algorithm={}", challenge.algorithm.as_str());
                 }
                 if let Some(opaque) = &challenge.opaque {
-                    value.push_str(&format!(", opaque=\"{opaque}\""));
+                    let _ = write!(value, ", opaque=\"{opaque}\"");
                 }
                 if challenge.qop_auth {
-                    value.push_str(&format!(", qop=auth, nc={nc}, cnonce=\"{cnonce}\""));
+                    let _ = write!(value, ", qop=auth, nc={nc}, cnonce=\"{cnonce}\"");
                 }
                 Some(value)
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Failures per minute, address and user after which attempts are refused unseen (`protocols.md` 10).
 pub const MAX_FAILURES_PER_MINUTE: u32 = 10;
 
-const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_mins(1);
 
 /// Pairs remembered; above it expired ones are forgotten, then the oldest.
 const MAX_ENTRIES: usize = 4096;

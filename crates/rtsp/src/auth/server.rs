@@ -18,7 +18,7 @@ use crate::url::RequestTarget;
 pub const MAX_FAILURES: u8 = 3;
 
 /// Life of a nonce (RTSP-37).
-pub const NONCE_LIFETIME: Duration = Duration::from_secs(300);
+pub const NONCE_LIFETIME: Duration = Duration::from_mins(5);
 
 /// Digests that are offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
