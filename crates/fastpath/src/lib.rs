@@ -1,1 +1,35 @@
-//! Placeholder.
+//! What the kernel programs and the user-space path agree on.
+//!
+//! One set of pure functions over copied values decides what happens to a packet on every rung: the
+//! traffic-control and XDP programs of `rtp-proxy-ebpf` and the workers of `rtp-proxy` call the same
+//! [`decide`](decide::decide), [`rewrite`](rewrite::rewrite) and [`Gate`](gate::Gate), so the rungs
+//! cannot disagree. The crate is `no_std`, allocates nothing, reads no clock and touches no pointer:
+//! bounds checks on packet memory belong to its callers, which hand over values.
+//!
+//! The types of [`flow`] and [`group`] are also the layout of the kernel maps. They are declared through
+//! [`abi!`], which makes padding, invalid bit patterns and a changed size compile errors.
+#![no_std]
+#![deny(missing_docs)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod abi;
+pub mod csum;
+pub mod decide;
+pub mod drop;
+pub mod flow;
+pub mod gate;
+pub mod group;
+pub mod gso;
+pub mod header;
+pub mod limits;
+pub mod rewrite;
+
+pub use decide::{Admission, PayloadTypes, Verdict, decide, decide_flow};
+pub use drop::DropReason;
+pub use flow::{FlowEntry, FlowKey, FlowKind, FlowStats};
+pub use gate::{Gate, Step};
+pub use group::{Group, GroupMode, LegEntry};
+pub use header::{RTP_FIXED_LEN, RtpFixed, is_rtcp};
+pub use rewrite::{Edits, RtpEdit, readdress, rewrite};

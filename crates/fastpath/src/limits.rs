@@ -1,0 +1,29 @@
+//! Bounds shared by kernel and user space: map capacities and loop limits.
+
+/// Segments of one super-packet that are looked at. `UDP_SEGMENT` accepts up to 128 per send since
+/// kernel 6.x (older kernels 64); a packet with more goes to user space, counted.
+pub const MAX_SEGMENTS: u32 = 128;
+
+/// Legs of one group.
+pub const MAX_LEGS: u32 = 64;
+
+/// Legs that a plain loop walks; more use the kernel's loop helper.
+pub const MAX_UNROLLED_LEGS: u32 = 16;
+
+/// Default capacity of the flow map. A preallocated slot takes about 120 bytes, so this is 2 MiB.
+pub const FLOWS: u32 = 16_384;
+
+/// Counters of the `counters` map: the verdicts first, then one per drop reason.
+pub const COUNTERS: u32 = VERDICT_COUNTERS + crate::drop::DropReason::ALL.len() as u32;
+
+/// Index in `counters`: passed to the kernel's own stack, because it is not for a media address of ours.
+pub const COUNT_NOT_OURS: u32 = 0;
+/// Index in `counters`: passed, because the headers did not parse at fixed offsets (options, fragments,
+/// VLAN, another protocol, too short).
+pub const COUNT_UNPARSED: u32 = 1;
+/// Index in `counters`: admitted, to be forwarded.
+pub const COUNT_FORWARD: u32 = 2;
+/// Index in `counters`: handed to user space.
+pub const COUNT_TO_USER: u32 = 3;
+/// Number of counters that stand before the drop reasons.
+pub const VERDICT_COUNTERS: u32 = 4;
