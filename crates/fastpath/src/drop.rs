@@ -114,3 +114,6 @@ impl core::fmt::Display for DropReason {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,10 @@
 //! [`abi!`], which makes padding, invalid bit patterns and a changed size compile errors.
 #![no_std]
 #![deny(missing_docs)]
+#![expect(
+    missing_debug_implementations,
+    reason = "zerocopy's derives generate one marker type per field; our own types derive Debug"
+)]
 
 #[cfg(test)]
 extern crate std;
