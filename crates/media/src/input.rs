@@ -1,0 +1,656 @@
+//! Where one track enters a node: admission, source switching, statistics, RTCP with the source.
+//!
+//! Works on receive batches: [`TrackInput::handle_rtp`] turns packets into [`Arrival`]s, which every leg
+//! of the track then reads ([`crate::LegTrack::handle_batch`]). Decides which packets belong to the
+//! stream; who may send at all (SEC-2) is [`crate::PeerLock`]'s or the transport's business.
+//!
+//! A *run* is a stretch of one source with one sequence and one timeline. A new one starts with the
+//! first packet, with a new generation of the row, and when another SSRC (RTP-6) or a jump (RTP-7) was
+//! confirmed by a second packet in sequence. The packet that came first is held meanwhile and not lost:
+//! it is often the start of the key frame at which video resumes.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::clock::ClockRate;
+use crate::drop::{DropReason, Drops};
+use crate::keyframe::Codec;
+use crate::project::Head;
+use crate::report::{self, KeyFrameLimiter, LastSr, PLI_SOURCE_INTERVAL, RR_INTERVAL, RrSchedule};
+use crate::rtcp::feedback::write_pli;
+use crate::rtcp::rr::write_rr;
+use crate::rtcp::sdes::write_cname;
+use crate::rtcp::sr::SenderInfo;
+use crate::rtcp::{Compound, CompoundPolicy, Packet};
+use crate::rtp::RtpView;
+use crate::seq::SeqStep;
+use crate::stats::ReceiverStats;
+
+/// Timestamp jump that is a restart when the next packet confirms it (RTP-7).
+pub const MAX_TIME_JUMP: Duration = Duration::from_secs(10);
+/// Another SSRC is not even looked at so soon after the last switch (`docs/protocols/rtp.md`, limits).
+pub const SWITCH_INTERVAL: Duration = Duration::from_secs(1);
+/// An input that was silent this long is reported [`InputEvent::Active`] again.
+pub const QUIET_AFTER: Duration = Duration::from_secs(1);
+/// Largest compound that is kept for new legs, in bytes; larger ones are refused.
+const MAX_DOWN: usize = 4_096;
+
+/// What is known of a track from its SDP and its row.
+#[derive(Debug, Clone)]
+pub struct InputConfig {
+    /// RTP clock.
+    pub clock: ClockRate,
+    /// Payload format, for key frames.
+    pub codec: Codec,
+    /// Payload types admitted (RTP-1); none admits all.
+    pub payload_types: Vec<u8>,
+    /// Whether the source speaks AVPF, so that PLI may be sent to it (RTP-25).
+    pub feedback: bool,
+    /// SSRC of our reports, random.
+    pub own_ssrc: u32,
+    /// CNAME of our reports (RFC 7022), at most 255 bytes.
+    pub cname: String,
+}
+
+/// An admitted packet, as the legs see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// Position in what was passed to [`TrackInput::handle_rtp`], or [`Arrival::HELD`].
+    pub index: u32,
+    /// Run of the source it belongs to.
+    pub run: u32,
+    /// Extended sequence number within the run.
+    pub ext: u64,
+    /// Sequence number on the wire.
+    pub seq: u16,
+    /// Payload bytes, without header and padding.
+    pub payload_len: u16,
+    /// Timestamp on the wire.
+    pub ts: u32,
+    /// SSRC on the wire.
+    pub ssrc: u32,
+    /// Whether this number was seen before.
+    pub duplicate: bool,
+    /// Whether a decoder may start here ([`Codec::resume_point`]).
+    pub resume_point: bool,
+}
+
+impl Arrival {
+    /// Index of the packet that was held from an earlier batch: its bytes are [`Batch::held`].
+    pub const HELD: u32 = u32::MAX;
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunHead {
+    /// Number of the run; raised at every restart and never reused.
+    pub run: u32,
+    /// SSRC of the run.
+    pub ssrc: u32,
+    /// Its latest packet.
+    pub head: Head,
+}
+
+/// What one receive batch brought. Reused from batch to batch.
+#[derive(Debug, Default)]
+pub struct Batch {
+    arrivals: Vec<Arrival>,
+    held: Vec<u8>,
+    offered: usize,
+    octets: u64,
+    duplicates: u32,
+    lowest: u64,
+    one_run: Option<u32>,
+    after: Option<RunHead>,
+    drops: Drops,
+}
+
+impl Batch {
+    /// Admitted packets in the order of arrival.
+    pub fn arrivals(&self) -> &[Arrival] {
+        &self.arrivals
+    }
+
+    /// Bytes of the arrival with index [`Arrival::HELD`].
+    pub fn held(&self) -> &[u8] {
+        &self.held
+    }
+
+    /// Whether every packet offered was admitted and none was held before: arrival `i` is packet `i`.
+    pub fn is_whole(&self) -> bool {
+        self.arrivals.len() == self.offered && self.held.is_empty()
+    }
+
+    /// Payload bytes of all arrivals.
+    pub fn octets(&self) -> u64 {
+        self.octets
+    }
+
+    /// Arrivals that are duplicates.
+    pub fn duplicates(&self) -> u32 {
+        self.duplicates
+    }
+
+    /// Where the input stands after the batch.
+    pub fn after(&self) -> Option<RunHead> {
+        self.after
+    }
+
+    /// The run that all arrivals belong to, if it is one.
+    pub(crate) fn one_run(&self) -> Option<u32> {
+        self.one_run
+    }
+
+    /// Lowest extended number of the arrivals, when they are of one run.
+    pub(crate) fn lowest(&self) -> u64 {
+        self.lowest
+    }
+
+    /// Packets of this batch that were dropped, by reason.
+    pub fn drops(&self) -> &Drops {
+        &self.drops
+    }
+
+    fn clear(&mut self) {
+        self.arrivals.clear();
+        self.held.clear();
+        self.offered = 0;
+        self.octets = 0;
+        self.duplicates = 0;
+        self.lowest = u64::MAX;
+        self.one_run = None;
+        self.after = None;
+        self.drops = Drops::default();
+    }
+
+    #[inline]
+    fn push(&mut self, arrival: Arrival) {
+        self.one_run = if self.arrivals.is_empty() {
+            Some(arrival.run)
+        } else {
+            self.one_run.filter(|run| *run == arrival.run)
+        };
+        self.lowest = self.lowest.min(arrival.ext);
+        self.octets += u64::from(arrival.payload_len);
+        self.duplicates += u32::from(arrival.duplicate);
+        self.arrivals.push(arrival);
+    }
+}
+
+/// Something that the session logic may want to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputEvent {
+    /// A packet was admitted for the first time or after [`QUIET_AFTER`].
+    Active,
+    /// The source was replaced by another, or restarted (`source_switch`, RTP-6).
+    Switched {
+        /// SSRC before.
+        from: u32,
+        /// SSRC now; the same one after a jump.
+        to: u32,
+    },
+    /// The source said goodbye; nothing was forwarded (RTP-24).
+    Bye,
+}
+
+/// What [`TrackInput::poll_output`] returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InputOutput {
+    /// A compound for the source.
+    Rtcp(Vec<u8>),
+    /// An observation.
+    Event(InputEvent),
+    /// Nothing more; call [`TrackInput::handle_timeout`] at this time.
+    Timeout(Instant),
+}
+
+/// The last sender report of the source and the compound that brought it.
+#[derive(Debug, Clone)]
+struct Down {
+    info: SenderInfo,
+    at: Instant,
+    /// Without BYE.
+    bytes: Vec<u8>,
+}
+
+/// A packet that would start a new run if the next one confirms it.
+#[derive(Debug)]
+struct Suspect {
+    ssrc: u32,
+    seq: u16,
+    ts: u32,
+    at: Instant,
+    arrival: f64,
+    len: usize,
+    payload_len: u16,
+    resume_point: bool,
+    reason: DropReason,
+    /// In the batch being handled, else in `bytes`.
+    index: Option<u32>,
+}
+
+/// One track on its way into a node.
+#[derive(Debug)]
+pub struct TrackInput {
+    config: InputConfig,
+    payload_types: u128,
+    runs: u32,
+    current: Option<RunHead>,
+    stats: ReceiverStats,
+    suspect: Option<Suspect>,
+    suspect_bytes: Vec<u8>,
+    switched_at: Option<Instant>,
+    last_arrival: Option<Instant>,
+    drops: Drops,
+    down: Option<Down>,
+    /// A report of an SSRC that has not sent RTP yet: it may come first.
+    early: Option<Down>,
+    down_is_new: bool,
+    no_cname: u64,
+    rr: RrSchedule,
+    key_frames: KeyFrameLimiter,
+    outputs: VecDeque<InputOutput>,
+}
+
+/// Bound of the queue of outputs; the caller drains it after every call, so it never fills.
+const MAX_OUTPUTS: usize = 64;
+
+impl TrackInput {
+    /// An input that has received nothing.
+    pub fn new(now: Instant, config: InputConfig) -> Self {
+        let payload_types = match config.payload_types.as_slice() {
+            [] => u128::MAX,
+            list => list.iter().fold(0, |set, pt| set | 1 << (pt & 0x7f)),
+        };
+        Self {
+            payload_types,
+            runs: 0,
+            current: None,
+            stats: ReceiverStats::new(now, config.clock),
+            suspect: None,
+            suspect_bytes: Vec::new(),
+            switched_at: None,
+            last_arrival: None,
+            drops: Drops::default(),
+            down: None,
+            early: None,
+            down_is_new: false,
+            no_cname: 0,
+            rr: RrSchedule::new(now, config.own_ssrc),
+            key_frames: KeyFrameLimiter::default(),
+            outputs: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// The source was opened anew: the next packet starts a run, whatever its SSRC, and the legs splice.
+    /// Totals of the statistics go on. `config` replaces what was known of the track; our own SSRC
+    /// should stay, if the connection to the source allows it.
+    pub fn replace(&mut self, now: Instant, config: InputConfig) {
+        let mut next = Self::new(now, config);
+        next.runs = self.runs;
+        next.drops = self.drops;
+        next.no_cname = self.no_cname;
+        next.outputs = std::mem::take(&mut self.outputs);
+        if next.config.clock == self.config.clock {
+            next.stats = self.stats.clone();
+            next.stats.end_run();
+        }
+        *self = next;
+    }
+
+    /// What the track was configured with.
+    pub fn config(&self) -> &InputConfig {
+        &self.config
+    }
+
+    /// Takes a receive batch, in order of arrival, and fills `batch` with what was admitted. `now` is
+    /// the time of all of it.
+    pub fn handle_rtp<'a>(
+        &mut self,
+        now: Instant,
+        packets: impl IntoIterator<Item = &'a [u8]>,
+        batch: &mut Batch,
+    ) {
+        batch.clear();
+        let arrival = self.stats.arrival(now);
+        let mut suspect_now: &[u8] = &[];
+        for packet in packets {
+            let index = batch.offered as u32;
+            batch.offered += 1;
+            match self.admit(now, arrival, index, packet, batch) {
+                Ok(true) => {}
+                Ok(false) => suspect_now = packet,
+                Err(reason) => self.count(reason, batch),
+            }
+        }
+        if let Some(suspect) = self.suspect.as_mut().filter(|suspect| suspect.index.is_some()) {
+            suspect.index = None;
+            self.suspect_bytes.clear();
+            self.suspect_bytes.extend(suspect_now);
+        }
+        self.stats.note_time(now);
+        batch.after = self.current;
+        if !batch.arrivals.is_empty() {
+            let quiet =
+                self.last_arrival.is_none_or(|last| now.saturating_duration_since(last) >= QUIET_AFTER);
+            self.last_arrival = Some(now);
+            if quiet {
+                self.output(InputOutput::Event(InputEvent::Active));
+            }
+        }
+    }
+
+    fn count(&mut self, reason: DropReason, batch: &mut Batch) {
+        batch.drops.count(reason);
+        self.drops.count(reason);
+    }
+
+    /// Admits one packet (true), holds it (false) or says why not.
+    #[inline]
+    fn admit(
+        &mut self,
+        now: Instant,
+        arrival: f64,
+        index: u32,
+        packet: &[u8],
+        batch: &mut Batch,
+    ) -> Result<bool, DropReason> {
+        let view = RtpView::parse(packet).ok_or(DropReason::Malformed)?;
+        if self.payload_types >> view.payload_type() & 1 == 0 {
+            return Err(DropReason::PayloadType);
+        }
+        let (seq, ts, ssrc) = (view.seq(), view.timestamp(), view.ssrc());
+        if ssrc == self.config.own_ssrc {
+            return Err(DropReason::Loop);
+        }
+        let suspicion = match &self.current {
+            None => None,
+            Some(current) if current.ssrc != ssrc => Some(DropReason::Ssrc),
+            Some(current) => self.time_jump(now, ts, &current.head).then_some(DropReason::Jump),
+        };
+        if suspicion.is_none() {
+            let (ext, step) = self.stats.observe(arrival, seq, ts, packet.len());
+            if step != SeqStep::Jump {
+                if self.suspect.is_some() {
+                    self.forget_suspect(batch);
+                }
+                match &mut self.current {
+                    Some(current) => current.head.raise(ext, ts, now),
+                    None => self.start_run(now, ssrc, ext, ts),
+                }
+                self.push(index, view, ext, step, batch);
+                return Ok(true);
+            }
+        }
+        self.suspect(now, arrival, index, packet, view, suspicion.unwrap_or(DropReason::Jump), batch)
+    }
+
+    #[inline]
+    fn push(&self, index: u32, view: RtpView<'_>, ext: u64, step: SeqStep, batch: &mut Batch) {
+        let payload = payload_of(&view);
+        batch.push(Arrival {
+            index,
+            run: self.runs,
+            ext,
+            seq: view.seq(),
+            payload_len: payload.len() as u16,
+            ts: view.timestamp(),
+            ssrc: view.ssrc(),
+            duplicate: step == SeqStep::Duplicate,
+            resume_point: self.config.codec.resume_point(payload),
+        });
+    }
+
+    /// Whether a timestamp is more than ten seconds from both the last one and the one that is due now:
+    /// neither continues the timeline nor fits an interruption of it (RTP-7).
+    #[inline]
+    fn time_jump(&self, now: Instant, ts: u32, head: &Head) -> bool {
+        let limit = self.config.clock.hz().saturating_mul(MAX_TIME_JUMP.as_secs() as u32);
+        let far = |from: u32| (ts.wrapping_sub(from) as i32).unsigned_abs() > limit;
+        ts != head.ts && far(head.ts) && far(head.ts_at(now, self.config.clock))
+    }
+
+    /// A packet that does not belong to the run: confirms the one before it, or is held to be confirmed.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one packet, taken apart by its only caller")]
+    fn suspect(
+        &mut self,
+        now: Instant,
+        arrival: f64,
+        index: u32,
+        packet: &[u8],
+        view: RtpView<'_>,
+        reason: DropReason,
+        batch: &mut Batch,
+    ) -> Result<bool, DropReason> {
+        let (seq, ts, ssrc) = (view.seq(), view.timestamp(), view.ssrc());
+        let soon = |at: Instant| now.saturating_duration_since(at) < SWITCH_INTERVAL;
+        if reason == DropReason::Ssrc && self.switched_at.is_some_and(soon) {
+            return Err(reason);
+        }
+        let confirmed = self.suspect.as_ref().is_some_and(|first| {
+            let head = Head { ext: 0, ts: first.ts, at: first.at };
+            first.ssrc == ssrc && first.seq.wrapping_add(1) == seq && !self.time_jump(now, ts, &head)
+        });
+        if !confirmed {
+            self.forget_suspect(batch);
+            let payload = payload_of(&view);
+            self.suspect = Some(Suspect {
+                ssrc,
+                seq,
+                ts,
+                at: now,
+                arrival,
+                len: packet.len(),
+                payload_len: payload.len() as u16,
+                resume_point: self.config.codec.resume_point(payload),
+                reason,
+                index: Some(index),
+            });
+            return Ok(false);
+        }
+        let Some(first) = self.suspect.take() else { return Err(reason) };
+        self.stats.end_run();
+        self.switched_at = Some(now);
+        if let Some(before) = self.current.take() {
+            self.output(InputOutput::Event(InputEvent::Switched { from: before.ssrc, to: ssrc }));
+        }
+        self.admit_held(&first, batch);
+        let (ext, step) = self.stats.observe(arrival, seq, ts, packet.len());
+        if let Some(current) = &mut self.current {
+            current.head.raise(ext, ts, now);
+        }
+        self.push(index, view, ext, step, batch);
+        Ok(true)
+    }
+
+    /// Starts a run with the packet that was held.
+    fn admit_held(&mut self, first: &Suspect, batch: &mut Batch) {
+        let (ext, _) = self.stats.observe(first.arrival, first.seq, first.ts, first.len);
+        self.start_run(first.at, first.ssrc, ext, first.ts);
+        if first.index.is_none() {
+            std::mem::swap(&mut batch.held, &mut self.suspect_bytes);
+        }
+        batch.push(Arrival {
+            index: first.index.unwrap_or(Arrival::HELD),
+            run: self.runs,
+            ext,
+            seq: first.seq,
+            payload_len: first.payload_len,
+            ts: first.ts,
+            ssrc: first.ssrc,
+            duplicate: false,
+            resume_point: first.resume_point,
+        });
+    }
+
+    fn forget_suspect(&mut self, batch: &mut Batch) {
+        if let Some(suspect) = self.suspect.take() {
+            self.count(suspect.reason, batch);
+        }
+    }
+
+    fn start_run(&mut self, now: Instant, ssrc: u32, ext: u64, ts: u32) {
+        self.runs += 1;
+        self.current = Some(RunHead { run: self.runs, ssrc, head: Head { ext, ts, at: now } });
+        self.down = self.early.take().filter(|early| early.info.ssrc == ssrc);
+        self.down_is_new = self.down.is_some();
+    }
+
+    /// Takes a compound from the source. What legs are to get of it is in [`Self::take_down`].
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`] for a compound that fails RTP-20, [`DropReason::Ssrc`] for a report of
+    /// another source than that of the RTP.
+    pub fn handle_rtcp(&mut self, now: Instant, bytes: &[u8]) -> Result<(), DropReason> {
+        self.take_compound(now, bytes).inspect_err(|reason| self.drops.count(*reason))
+    }
+
+    fn take_compound(&mut self, now: Instant, bytes: &[u8]) -> Result<(), DropReason> {
+        let compound =
+            Compound::parse(bytes, CompoundPolicy::ReducedSize).map_err(|_| DropReason::Malformed)?;
+        if bytes.len() > MAX_DOWN {
+            return Err(DropReason::Malformed);
+        }
+        self.no_cname += u64::from(!compound.has_cname());
+        let ssrc = self.current.map(|current| current.ssrc);
+        let mut foreign = false;
+        let mut bye = false;
+        for packet in compound.packets() {
+            match packet {
+                Packet::Sr(sr) => {
+                    let mut stripped = Vec::with_capacity(bytes.len());
+                    compound.write_without_bye(&mut stripped);
+                    let down = Down { info: sr.info(), at: now, bytes: stripped };
+                    if ssrc == Some(sr.ssrc()) {
+                        self.down = Some(down);
+                        self.down_is_new = true;
+                    } else {
+                        foreign |= ssrc.is_some();
+                        self.early = Some(down);
+                    }
+                }
+                Packet::Bye(said) => {
+                    bye |= ssrc.is_some_and(|ssrc| said.ssrcs().any(|source| source == ssrc))
+                }
+                _ => {}
+            }
+        }
+        if bye {
+            self.output(InputOutput::Event(InputEvent::Bye));
+        }
+        if foreign { Err(DropReason::Ssrc) } else { Ok(()) }
+    }
+
+    /// Whether a sender report came that the legs have not got yet. True once per report; then every leg
+    /// is asked with [`crate::LegTrack::handle_source_rtcp`].
+    pub fn take_down(&mut self) -> bool {
+        std::mem::take(&mut self.down_is_new)
+    }
+
+    /// The last compound of the source with a sender report, BYE removed (RTP-24): what transparent legs
+    /// send.
+    pub fn down(&self) -> Option<&[u8]> {
+        self.down.as_ref().map(|down| down.bytes.as_slice())
+    }
+
+    /// The sender report in [`Self::down`] and when it came.
+    pub fn sender_report(&self) -> Option<LastSr> {
+        self.down.as_ref().map(|down| LastSr { info: down.info, at: down.at })
+    }
+
+    /// CNAME of the source, from the compound of its last sender report.
+    pub fn source_cname(&self) -> Option<&[u8]> {
+        let compound = Compound::parse(self.down()?, CompoundPolicy::ReducedSize).ok()?;
+        compound.packets().find_map(|packet| match packet {
+            Packet::Sdes(sdes) => sdes.cname().map(|(_, cname)| cname),
+            _ => None,
+        })
+    }
+
+    /// A leg wants a key frame. At most two requests per second go up, and none to a source that has no
+    /// feedback (RTP-25). Returns whether one is on its way.
+    pub fn request_key_frame(&mut self, now: Instant) -> bool {
+        let Some(current) = self.current.filter(|_| self.config.feedback) else { return false };
+        if !self.key_frames.admit(now, PLI_SOURCE_INTERVAL) {
+            return false;
+        }
+        let mut out = self.receiver_report(now);
+        write_pli(&mut out, self.config.own_ssrc, current.ssrc);
+        self.output(InputOutput::Rtcp(out));
+        true
+    }
+
+    /// Sends the receiver report if it is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.rr.take(now) {
+            let report = self.receiver_report(now);
+            self.output(InputOutput::Rtcp(report));
+        }
+    }
+
+    /// RR and SDES: one stream of them per source, whatever the number of viewers (RTP-22). Without a
+    /// block when nothing came for two intervals (RFC 3550 section 6.4).
+    fn receiver_report(&mut self, now: Instant) -> Vec<u8> {
+        let heard = self.last_arrival.is_some_and(|at| now.saturating_duration_since(at) < 2 * RR_INTERVAL);
+        let last_sr = self.sender_report();
+        let reception = self.current.filter(|_| heard).and_then(|current| {
+            let reception = self.stats.report()?;
+            Some(report::block(current.ssrc, &reception, last_sr.as_ref(), now))
+        });
+        let mut out = Vec::with_capacity(64);
+        write_rr(&mut out, self.config.own_ssrc, reception.as_slice());
+        write_cname(&mut out, self.config.own_ssrc, self.config.cname.as_bytes());
+        out
+    }
+
+    /// What is to be done: drained after every call until it returns [`InputOutput::Timeout`].
+    pub fn poll_output(&mut self) -> InputOutput {
+        self.outputs.pop_front().unwrap_or(InputOutput::Timeout(self.rr.due()))
+    }
+
+    fn output(&mut self, output: InputOutput) {
+        if self.outputs.len() < MAX_OUTPUTS {
+            self.outputs.push_back(output);
+        }
+    }
+
+    /// The current run, once a packet was admitted.
+    pub fn current(&self) -> Option<RunHead> {
+        self.current
+    }
+
+    /// The clock of the track.
+    pub fn clock(&self) -> ClockRate {
+        self.config.clock
+    }
+
+    /// Reception statistics.
+    pub fn stats(&self) -> &ReceiverStats {
+        &self.stats
+    }
+
+    /// When a packet was admitted last.
+    pub fn last_arrival(&self) -> Option<Instant> {
+        self.last_arrival
+    }
+
+    /// Packets that were dropped, by reason.
+    pub fn drops(&self) -> &Drops {
+        &self.drops
+    }
+
+    /// Compounds that had no CNAME, against RFC 3550 section 6.1; accepted (RTP-20).
+    pub fn compounds_without_cname(&self) -> u64 {
+        self.no_cname
+    }
+}
+
+/// Payload for counts and key frames; malformed padding counts as payload.
+#[inline]
+fn payload_of<'a>(view: &RtpView<'a>) -> &'a [u8] {
+    view.payload().unwrap_or_else(|| view.raw_payload())
+}
+
+#[cfg(test)]
+mod tests;
