@@ -15,13 +15,22 @@
 //! `poll_event` has to be drained after [`Conn::push_response`] too: a pipelined request may have waited
 //! for its turn (RTSP-7).
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::message::{Request, Response, Status};
-use crate::parse::{ParseError, ParseLimits};
+use crate::demux::{Demux, Item, Pending};
+use crate::message::{Message, Request, Response, Status};
+use crate::parse::{ParseError, ParseLimits, Parsed, Strictness};
+use crate::write;
+
+use queue::{ChannelSet, Frame, Lane};
+
+mod queue;
+#[cfg(test)]
+mod tests;
 
 /// Which side of RTSP this end of the connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +134,7 @@ pub enum FrameDrop {
     QueueFull,
     /// It waited longer than [`ConnLimits::rtp_age`].
     Late,
-    /// Longer than the length field can say (65535 bytes).
+    /// Longer than the length field can say (65535 bytes), or a head over 12 bytes.
     TooLong,
     /// The connection is closing.
     Closing,
@@ -146,6 +155,8 @@ pub enum CloseReason {
     Frame,
     /// The peer does not read.
     StuckWriter,
+    /// Closing, and an answer or the peer's reading is still missing.
+    Closing,
 }
 
 impl CloseReason {
@@ -158,6 +169,7 @@ impl CloseReason {
             Self::Idle => "idle",
             Self::Frame => "frame",
             Self::StuckWriter => "stuck_writer",
+            Self::Closing => "closing",
         }
     }
 }
@@ -191,18 +203,114 @@ pub struct ConnCounters {
     pub rtcp_dropped: u64,
 }
 
+/// A request that arrived and is not answered on the wire yet.
+#[derive(Debug)]
+struct Outstanding {
+    cseq: Option<u32>,
+    reply: Option<Reply>,
+}
+
+#[derive(Debug)]
+struct Reply {
+    bytes: Bytes,
+    close_after: bool,
+}
+
+/// What has been written partly.
+#[derive(Debug)]
+enum Unit {
+    Message(Bytes),
+    Frame(Frame),
+}
+
+impl Unit {
+    fn len(&self) -> usize {
+        match self {
+            Self::Message(bytes) => bytes.len(),
+            Self::Frame(frame) => frame.len(),
+        }
+    }
+
+    /// The part from byte `skip` on.
+    fn rest(&self, skip: usize) -> [&[u8]; 2] {
+        let [first, second] = match self {
+            Self::Message(bytes) => [&bytes[..], &[][..]],
+            Self::Frame(frame) => frame.slices(),
+        };
+        let behind = skip.saturating_sub(first.len());
+        [first.get(skip..).unwrap_or_default(), second.get(behind..).unwrap_or_default()]
+    }
+}
+
 /// One connection. See the module documentation for the owner's loop.
 #[derive(Debug)]
 pub struct Conn {
     role: Role,
     limits: ConnLimits,
+    demux: Demux,
+    counters: ConnCounters,
+
+    outstanding: VecDeque<Outstanding>,
+    session: bool,
+    got_byte: bool,
+    /// Creation, later the last message.
+    active: Instant,
+    /// What is unfinished, the stream offset where it starts, and since when.
+    pending: (Pending, u64, Instant),
+    /// Since when nothing more is read.
+    closing: Option<Instant>,
+
+    /// Unit that has been written up to this byte: it goes on before anything else.
+    partial: Option<(Unit, usize)>,
+    messages: VecDeque<Bytes>,
+    message_bytes: usize,
+    rtcp: Lane,
+    rtp: Lane,
+    hold: ChannelSet,
+    /// Released as soon as no response waits for its turn.
+    release: ChannelSet,
+    /// Since when the output makes no progress.
+    blocked: Option<Instant>,
+    offered: Offered,
+}
+
+/// How many units of each queue the last [`Conn::poll_transmit`] offered: they stay at the front until
+/// [`Conn::advance`] says how much of them was written.
+#[derive(Debug, Default)]
+struct Offered {
+    messages: usize,
+    rtcp: usize,
+    rtp: usize,
 }
 
 impl Conn {
     /// A connection that was opened at `now`.
     pub fn new(role: Role, limits: ConnLimits, now: Instant) -> Self {
-        let _ = now;
-        Self { role, limits }
+        let strictness = match role {
+            Role::Server => Strictness::Downstream,
+            Role::Client => Strictness::Upstream,
+        };
+        Self {
+            role,
+            demux: Demux::new(strictness, limits.parse),
+            limits,
+            counters: ConnCounters::default(),
+            outstanding: VecDeque::new(),
+            session: false,
+            got_byte: false,
+            active: now,
+            pending: (Pending::Nothing, 0, now),
+            closing: None,
+            partial: None,
+            messages: VecDeque::new(),
+            message_bytes: 0,
+            offered: Offered::default(),
+            rtcp: Lane::default(),
+            rtp: Lane::default(),
+            hold: ChannelSet::default(),
+            release: ChannelSet::default(),
+            blocked: None,
+        }
     }
 
     /// Which side this end is.
@@ -210,15 +318,28 @@ impl Conn {
         self.role
     }
 
+    /// The bounds in force.
+    pub fn limits(&self) -> &ConnLimits {
+        &self.limits
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> ConnCounters {
+        let empty_frames = self.demux.empty_frames();
+        ConnCounters { empty_frames, ..self.counters }
+    }
+
+    // ---- reading
+
     /// The buffer to append received bytes to, with room for at least 2 KiB: `try_read_buf` writes into it
     /// without a copy. Follow with [`Conn::handle_read`].
     pub fn read_buf(&mut self) -> &mut BytesMut {
-        todo!()
+        self.demux.read_buf()
     }
 
     /// Bytes were appended to [`Conn::read_buf`]: drain [`Conn::poll_event`] next.
     pub fn handle_read(&mut self, _now: Instant) {
-        todo!()
+        self.got_byte = true;
     }
 
     /// Copies `bytes` in; the same as [`Conn::read_buf`] and [`Conn::handle_read`].
@@ -227,117 +348,407 @@ impl Conn {
         self.handle_read(now);
     }
 
-    /// Whether to read from the socket: false with 10 requests outstanding (RTSP-7), with a full message
-    /// queue, and when closing.
+    /// Whether to read from the socket: false with 10 requests outstanding (RTSP-7), with more answers
+    /// queued than the peer reads, and when closing.
     pub fn wants_read(&self) -> bool {
-        todo!()
+        self.closing.is_none()
+            && self.outstanding.len() < self.limits.outstanding
+            && self.message_bytes <= self.limits.message_bytes
     }
 
     /// The next event out of what was received; `None` when more bytes or an answer are needed first.
-    pub fn poll_event(&mut self, _now: Instant) -> Option<ConnEvent> {
-        todo!()
+    pub fn poll_event(&mut self, now: Instant) -> Option<ConnEvent> {
+        while self.wants_read() {
+            let item = match self.demux.poll() {
+                Ok(Some(item)) => item,
+                Ok(None) => {
+                    let (pending, start) = (self.demux.pending(), self.demux.pending_since());
+                    if (self.pending.0, self.pending.1) != (pending, start) {
+                        self.pending = (pending, start, now);
+                    }
+                    return None;
+                }
+                Err(error) => return Some(self.reject(error, None, now)),
+            };
+            self.pending = (Pending::Nothing, 0, now);
+            match item {
+                Item::Frame { channel, payload } => {
+                    self.counters.frames_in += 1;
+                    return Some(ConnEvent::Frame { channel, payload });
+                }
+                Item::Message(Parsed::Message(Message::Request(request))) => {
+                    self.counters.messages_in += 1;
+                    self.active = now;
+                    if self.role == Role::Server {
+                        self.outstanding.push_back(Outstanding { cseq: request.cseq(), reply: None });
+                        return Some(ConnEvent::Request(request));
+                    }
+                    self.refuse_camera(&request, now);
+                }
+                Item::Message(Parsed::Message(Message::Response(response))) => {
+                    if self.role == Role::Client {
+                        self.counters.messages_in += 1;
+                        self.active = now;
+                        return Some(ConnEvent::Response(response));
+                    }
+                    self.counters.stray_responses += 1;
+                }
+                Item::Message(Parsed::Malformed { error, cseq, response: false }) => {
+                    self.active = now;
+                    return Some(self.reject(error, cseq, now));
+                }
+                Item::Message(Parsed::Malformed { response: true, .. }) => self.counters.stray_responses += 1,
+            }
+        }
+        None
     }
+
+    /// RTSP-8: cameras make no requests of us; `501` keeps the connection.
+    fn refuse_camera(&mut self, request: &Request, now: Instant) {
+        self.counters.camera_requests += 1;
+        let mut response = Response::new(Status::NOT_IMPLEMENTED);
+        if let Some(cseq) = request.headers.get("CSeq") {
+            response.headers.push("CSeq", cseq);
+        }
+        self.queue_message(write::response(&response), now);
+    }
+
+    /// Answers bad input in its turn (protocols.md section 11). A camera gets no answer.
+    fn reject(&mut self, error: ParseError, cseq: Option<u32>, now: Instant) -> ConnEvent {
+        let (status, closing) = (error.status(), error.is_fatal());
+        self.counters.rejected += 1;
+        if self.role == Role::Server {
+            let mut response = Response::new(status);
+            if let Some(cseq) = cseq {
+                response.headers.push("CSeq", cseq.to_string());
+            }
+            if closing {
+                response.headers.push("Connection", "close");
+            }
+            let reply = Reply { bytes: write::response(&response), close_after: closing };
+            self.outstanding.push_back(Outstanding { cseq, reply: Some(reply) });
+        }
+        if closing {
+            self.stop_reading(now);
+        }
+        self.flush_replies(now);
+        ConnEvent::Rejected { error, status, closing }
+    }
+
+    // ---- writing
 
     /// Answers the oldest unanswered request of the response's `CSeq` (without one: the oldest of all).
     /// Answers leave in order of the requests, whatever the order of the calls (RTSP-6). With `close_after`
-    /// nothing is read or sent after it. Returns false, and drops it, when no request waits for it.
-    pub fn push_response(&mut self, _response: Response, _close_after: bool, _now: Instant) -> bool {
-        todo!()
+    /// nothing is read any more and nothing but RTCP is sent behind it. Returns false, and drops it, when no
+    /// request waits for it.
+    pub fn push_response(&mut self, mut response: Response, close_after: bool, now: Instant) -> bool {
+        let cseq = response.cseq();
+        let found = self.outstanding.iter_mut().find(|entry| {
+            entry.reply.is_none() && (response.headers.get("CSeq").is_none() || entry.cseq == cseq)
+        });
+        let Some(entry) = found else {
+            self.counters.stray_replies += 1;
+            return false;
+        };
+        if cseq.is_none()
+            && let Some(number) = entry.cseq
+        {
+            response.headers.set("CSeq", number.to_string());
+        }
+        entry.reply = Some(Reply { bytes: write::response(&response), close_after });
+        self.flush_replies(now);
+        true
+    }
+
+    /// Moves the answers that are due to the output.
+    fn flush_replies(&mut self, now: Instant) {
+        while let Some(reply) = self.outstanding.front_mut().and_then(|entry| entry.reply.take()) {
+            self.outstanding.pop_front();
+            self.queue_message(reply.bytes, now);
+            if reply.close_after {
+                self.close(now);
+            }
+        }
+        let waiting = self.outstanding.iter().any(|entry| entry.reply.is_some());
+        if !waiting && !self.release.is_empty() {
+            let channels = std::mem::take(&mut self.release);
+            self.release_now(channels, now);
+        }
     }
 
     /// Sends a request (client role); its `CSeq` is the owner's, who matches the responses.
-    pub fn push_request(&mut self, _request: &Request, _now: Instant) {
-        todo!()
+    pub fn push_request(&mut self, request: &Request, now: Instant) {
+        if self.closing.is_none() {
+            self.queue_message(write::request(request), now);
+        }
+    }
+
+    fn queue_message(&mut self, bytes: Bytes, now: Instant) {
+        self.note_output(now);
+        self.message_bytes += bytes.len();
+        self.messages.push_back(bytes);
     }
 
     /// Queues an RTCP compound as one frame, ahead of RTP; a full queue drops its oldest frame.
-    pub fn push_rtcp(&mut self, _channel: u8, _payload: Bytes, _now: Instant) -> Offer {
-        todo!()
+    pub fn push_rtcp(&mut self, channel: u8, payload: Bytes, now: Instant) -> Offer {
+        let frame = match self.frame(channel, &[], payload, now) {
+            Ok(frame) => frame,
+            Err(reason) => {
+                self.counters.rtcp_dropped += 1;
+                return Offer::Dropped(reason);
+            }
+        };
+        while self.rtcp.bytes() + frame.len() > self.limits.rtcp_bytes {
+            self.counters.rtcp_dropped += 1;
+            if !self.rtcp.drop_oldest(self.offered.rtcp) {
+                return Offer::Dropped(FrameDrop::QueueFull);
+            }
+        }
+        self.note_output(now);
+        self.rtcp.push(frame, self.hold.contains(channel));
+        Offer::Queued
     }
 
     /// Queues one RTP packet as a frame of `head` followed by `tail`.
     ///
     /// `head`: at most 12 bytes, copied: the rewritten fixed header of a projected leg, or empty. `tail`: the
-    /// rest of the packet, shared with the other legs.
-    pub fn push_rtp(&mut self, _channel: u8, _head: &[u8], _tail: Bytes, _now: Instant) -> Offer {
-        todo!()
+    /// rest of the packet, shared with the other legs. Frames that waited longer than
+    /// [`ConnLimits::rtp_age`] make room first; what is full then drops this one (RTSP-44).
+    pub fn push_rtp(&mut self, channel: u8, head: &[u8], tail: Bytes, now: Instant) -> Offer {
+        let had_output = self.wants_write();
+        self.drop_late(now);
+        let frame = match self.frame(channel, head, tail, now) {
+            Ok(frame) => frame,
+            Err(reason) => return Offer::Dropped(reason),
+        };
+        if self.rtp.bytes() + frame.len() > self.limits.rtp_bytes {
+            self.counters.rtp_full += 1;
+            return Offer::Dropped(FrameDrop::QueueFull);
+        }
+        if !had_output {
+            self.blocked = Some(now);
+        }
+        self.rtp.push(frame, self.hold.contains(channel));
+        Offer::Queued
+    }
+
+    fn frame(&self, channel: u8, head: &[u8], tail: Bytes, now: Instant) -> Result<Frame, FrameDrop> {
+        if self.closing.is_some() {
+            return Err(FrameDrop::Closing);
+        }
+        Frame::new(channel, head, tail, now).ok_or(FrameDrop::TooLong)
+    }
+
+    fn drop_late(&mut self, now: Instant) {
+        if let Some(limit) = now.checked_sub(self.limits.rtp_age) {
+            self.counters.rtp_late += self.rtp.drop_older(limit, self.offered.rtp);
+        }
     }
 
     /// Keeps frames of these channels in the queue until [`Conn::release_media`] (RTSP-44).
-    pub fn hold_media(&mut self, _channels: &[u8]) {
-        todo!()
+    pub fn hold_media(&mut self, channels: &[u8]) {
+        let channels = ChannelSet::of(channels);
+        self.hold = self.hold.union(channels);
+        self.release = self.release.without(channels);
     }
 
     /// Lets frames of these channels follow. Takes effect behind every response pushed before, one that
     /// still waits for the answer to an earlier request included.
-    pub fn release_media(&mut self, _channels: &[u8], _now: Instant) {
-        todo!()
+    pub fn release_media(&mut self, channels: &[u8], now: Instant) {
+        self.release = self.release.union(ChannelSet::of(channels));
+        self.flush_replies(now);
+    }
+
+    fn release_now(&mut self, channels: ChannelSet, now: Instant) {
+        self.note_output(now);
+        self.hold = self.hold.without(channels);
+        self.rtcp.release(channels, now);
+        self.rtp.release(channels, now);
     }
 
     /// Drops the queued frames of these channels and lifts their hold: their leg is gone.
-    pub fn clear_media(&mut self, _channels: &[u8]) {
-        todo!()
+    pub fn clear_media(&mut self, channels: &[u8]) {
+        let channels = ChannelSet::of(channels);
+        self.hold = self.hold.without(channels);
+        self.release = self.release.without(channels);
+        self.rtcp.clear(channels, self.offered.rtcp);
+        self.rtp.clear(channels, self.offered.rtp);
+    }
+
+    /// The stuck-writer clock starts when the output stops being empty.
+    fn note_output(&mut self, now: Instant) {
+        if !self.wants_write() {
+            self.blocked = Some(now);
+        }
     }
 
     /// Fills `bufs` with what to write next: whole messages, then RTCP, then RTP, but first the rest of an
-    /// item that has been written partly. Returns how many slices were filled; 0 means nothing to write.
-    /// Follow with [`Conn::advance`], also when nothing could be written.
-    pub fn poll_transmit<'a>(&'a mut self, _now: Instant, _bufs: &mut [IoSlice<'a>]) -> usize {
-        todo!()
+    /// item that has been written partly. Returns how many slices were filled; 0 means nothing to write. Two
+    /// slices at least are needed. Follow with [`Conn::advance`], also when nothing could be written.
+    pub fn poll_transmit<'a>(&'a mut self, now: Instant, bufs: &mut [IoSlice<'a>]) -> usize {
+        self.offered = Offered::default();
+        self.drop_late(now);
+        let mut slots = bufs.iter_mut();
+        let mut filled = 0;
+        let mut put = |parts: [&'a [u8]; 2]| {
+            let parts = parts.into_iter().filter(|part| !part.is_empty());
+            if slots.len() < parts.clone().count() {
+                return false;
+            }
+            for (slot, part) in slots.by_ref().zip(parts) {
+                *slot = IoSlice::new(part);
+                filled += 1;
+            }
+            true
+        };
+        if let Some((unit, skip)) = &self.partial
+            && !put(unit.rest(*skip))
+        {
+            return 0;
+        }
+        let messages = self.messages.iter().take_while(|bytes| put([bytes, &[]])).count();
+        let all = messages == self.messages.len();
+        let rtcp = if all { self.rtcp.ready().take_while(|frame| put(frame.slices())).count() } else { 0 };
+        let all = all && rtcp == self.rtcp.ready().len();
+        let rtp = if all { self.rtp.ready().take_while(|frame| put(frame.slices())).count() } else { 0 };
+        self.offered = Offered { messages, rtcp, rtp };
+        filled
     }
 
     /// `written` bytes of the last [`Conn::poll_transmit`] went to the socket; 0 when it would block.
-    pub fn advance(&mut self, _written: usize, _now: Instant) {
-        todo!()
+    pub fn advance(&mut self, written: usize, now: Instant) {
+        let offered = std::mem::take(&mut self.offered);
+        let mut left = written;
+        let mut turn = (0..offered.messages)
+            .map(|_| Turn::Message)
+            .chain((0..offered.rtcp).map(|_| Turn::Rtcp))
+            .chain((0..offered.rtp).map(|_| Turn::Rtp));
+        let mut current = self.partial.take();
+        while left > 0 {
+            let Some((unit, skip)) = current.take().or_else(|| Some((self.take(turn.next()?)?, 0))) else {
+                break;
+            };
+            let rest = unit.len().saturating_sub(skip);
+            if left < rest {
+                current = Some((unit, skip + left));
+                break;
+            }
+            left -= rest;
+            if matches!(unit, Unit::Frame(_)) {
+                self.counters.frames_out += 1;
+            }
+        }
+        self.partial = current;
+        if !self.wants_write() {
+            self.blocked = None;
+        } else if written > 0 {
+            self.blocked = Some(now);
+        }
+    }
+
+    fn take(&mut self, turn: Turn) -> Option<Unit> {
+        match turn {
+            Turn::Message => {
+                let bytes = self.messages.pop_front()?;
+                self.message_bytes -= bytes.len();
+                Some(Unit::Message(bytes))
+            }
+            Turn::Rtcp => self.rtcp.pop().map(Unit::Frame),
+            Turn::Rtp => self.rtp.pop().map(Unit::Frame),
+        }
     }
 
     /// Whether [`Conn::poll_transmit`] has something to write.
     pub fn wants_write(&self) -> bool {
-        todo!()
+        self.partial.is_some() || !self.messages.is_empty() || self.rtcp.is_ready() || self.rtp.is_ready()
     }
 
-    /// Payload bytes of RTP frames that wait, held ones included: the depth of the queue.
+    /// Bytes of RTP frames that wait, held ones included: the depth of the queue.
     pub fn rtp_depth(&self) -> usize {
-        todo!()
+        self.rtp.bytes()
     }
+
+    // ---- life
 
     /// Whether a session lives on this connection: suspends the idle deadline (server role).
-    pub fn set_session(&mut self, _exists: bool, _now: Instant) {
-        todo!()
+    pub fn set_session(&mut self, exists: bool, now: Instant) {
+        self.session = exists;
+        self.active = now;
     }
 
     /// A frame arrived on a channel nobody owns (RTSP-41). Returns true when there were too many: close.
     pub fn count_stray_frame(&mut self) -> bool {
-        todo!()
+        self.counters.stray_frames = self.counters.stray_frames.saturating_add(1);
+        self.counters.stray_frames >= self.limits.stray_frames
     }
 
-    /// Nothing more is read or accepted for sending; what is queued as messages is still written.
-    pub fn close(&mut self, _now: Instant) {
-        todo!()
+    /// Nothing more is read, requests without an answer are abandoned and queued RTP is dropped; queued
+    /// messages and RTCP (a BYE, RTP-24) are still written. Then [`Conn::is_finished`] is true.
+    pub fn close(&mut self, now: Instant) {
+        self.outstanding.clear();
+        self.stop_reading(now);
+    }
+
+    fn stop_reading(&mut self, now: Instant) {
+        self.closing.get_or_insert(now);
+        self.pending = (Pending::Nothing, 0, now);
+        self.rtp.clear(ChannelSet::ALL, self.offered.rtp);
+        self.rtcp.clear_held();
     }
 
     /// Closing and everything due is written: the owner closes the socket.
     pub fn is_finished(&self) -> bool {
-        todo!()
+        self.closing.is_some() && self.outstanding.is_empty() && !self.wants_write()
+    }
+
+    /// The earliest deadline and what it means.
+    fn deadline(&self) -> Option<(Instant, CloseReason)> {
+        let limits = &self.limits;
+        let server = self.role == Role::Server && self.closing.is_none();
+        let reading = self.wants_read();
+        let (pending, _, since) = self.pending;
+        let unfinished = match pending {
+            Pending::Nothing => None,
+            Pending::Head => Some((since + limits.head, CloseReason::Head)),
+            Pending::Body(length) => {
+                let extra = Duration::from_secs(length as u64 / 8192);
+                Some((since + limits.body + extra, CloseReason::Body))
+            }
+            Pending::Frame => Some((since + limits.frame, CloseReason::Frame)),
+        };
+        let silent = match (server, self.got_byte) {
+            (true, false) => Some((self.active + limits.first_byte, CloseReason::FirstByte)),
+            (true, true) if !self.session && self.outstanding.is_empty() => {
+                Some((self.active + limits.idle, CloseReason::Idle))
+            }
+            _ => None,
+        };
+        let blocked = self.blocked.filter(|_| self.wants_write());
+        [
+            unfinished.filter(|_| reading),
+            silent,
+            blocked.map(|since| (since + limits.stuck_writer, CloseReason::StuckWriter)),
+            self.closing.map(|since| (since + limits.stuck_writer, CloseReason::Closing)),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
     }
 
     /// When [`Conn::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        todo!()
+        self.deadline().map(|(at, _)| at)
     }
 
-    /// Ends the connection if a deadline has passed.
-    pub fn handle_timeout(&mut self, _now: Instant) -> Option<CloseReason> {
-        todo!()
+    /// Says whether a deadline has passed, which ends the connection; calling it early does nothing.
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<CloseReason> {
+        self.deadline().filter(|(at, _)| *at <= now).map(|(_, reason)| reason)
     }
+}
 
-    /// What was counted.
-    pub fn counters(&self) -> &ConnCounters {
-        todo!()
-    }
-
-    /// The bounds in force.
-    pub fn limits(&self) -> &ConnLimits {
-        &self.limits
-    }
+/// Queue that the next written unit comes from.
+enum Turn {
+    Message,
+    Rtcp,
+    Rtp,
 }
