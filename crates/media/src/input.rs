@@ -12,6 +12,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use msm_fastpath::{Admission, PayloadTypes, Verdict, decide};
+
 use crate::clock::ClockRate;
 use crate::drop::{DropReason, Drops};
 use crate::keyframe::Codec;
@@ -233,7 +235,8 @@ struct Suspect {
 #[derive(Debug)]
 pub struct TrackInput {
     config: InputConfig,
-    payload_types: u128,
+    /// What [`decide`] checks; locked to the SSRC of the run.
+    admission: Admission,
     runs: u32,
     current: Option<RunHead>,
     stats: ReceiverStats,
@@ -259,11 +262,11 @@ impl TrackInput {
     /// An input that has received nothing.
     pub fn new(now: Instant, config: InputConfig) -> Self {
         let payload_types = match config.payload_types.as_slice() {
-            [] => u128::MAX,
-            list => list.iter().fold(0, |set, pt| set | 1 << (pt & 0x7f)),
+            [] => PayloadTypes::ANY,
+            list => PayloadTypes::of(list),
         };
         Self {
-            payload_types,
+            admission: Admission::any_ssrc(payload_types),
             runs: 0,
             current: None,
             stats: ReceiverStats::new(now, config.clock),
@@ -357,17 +360,19 @@ impl TrackInput {
         batch: &mut Batch,
     ) -> Result<bool, DropReason> {
         let view = RtpView::parse(packet).ok_or(DropReason::Malformed)?;
-        if self.payload_types >> view.payload_type() & 1 == 0 {
-            return Err(DropReason::PayloadType);
-        }
+        let verdict = decide(view.fixed(), &self.admission);
         let (seq, ts, ssrc) = (view.seq(), view.timestamp(), view.ssrc());
         if ssrc == self.config.own_ssrc {
             return Err(DropReason::Loop);
         }
-        let suspicion = match &self.current {
-            None => None,
-            Some(current) if current.ssrc != ssrc => Some(DropReason::Ssrc),
-            Some(current) => self.time_jump(now, ts, &current.head).then_some(DropReason::Jump),
+        let suspicion = match verdict {
+            Verdict::Drop(DropReason::Ssrc) => Some(DropReason::Ssrc),
+            Verdict::Drop(reason) => return Err(reason),
+            Verdict::Forward | Verdict::ToUser => {
+                let jumped =
+                    self.current.as_ref().is_some_and(|current| self.time_jump(now, ts, &current.head));
+                jumped.then_some(DropReason::Policy)
+            }
         };
         if suspicion.is_none() {
             let (ext, step) = self.stats.observe(arrival, seq, ts, packet.len());
@@ -383,7 +388,7 @@ impl TrackInput {
                 return Ok(true);
             }
         }
-        self.suspect(now, arrival, index, packet, view, suspicion.unwrap_or(DropReason::Jump), batch)
+        self.suspect(now, arrival, index, packet, view, suspicion.unwrap_or(DropReason::Policy), batch)
     }
 
     #[inline]
@@ -492,6 +497,7 @@ impl TrackInput {
 
     fn start_run(&mut self, now: Instant, ssrc: u32, ext: u64, ts: u32) {
         self.runs += 1;
+        self.admission = Admission::only_ssrc(self.admission.payload_types, ssrc);
         self.current = Some(RunHead { run: self.runs, ssrc, head: Head { ext, ts, at: now } });
         self.down = self.early.take().filter(|early| early.info.ssrc == ssrc);
         self.down_is_new = self.down.is_some();

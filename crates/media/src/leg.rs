@@ -343,7 +343,7 @@ impl LegTrack {
             }
         };
         if !go_on {
-            return Err(DropReason::KeyFrame);
+            return Err(DropReason::Policy);
         }
         self.splicing = None;
         Ok(())

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use msm_fastpath::{Admission, PayloadTypes, Verdict, decide};
+
 use crate::drop::DropReason;
 use crate::rtp::RtpView;
 
@@ -31,7 +33,7 @@ pub struct PeerLock {
     addr: IpAddr,
     port: Option<u16>,
     until: Instant,
-    payload_types: u128,
+    admission: Admission,
     candidate: Option<Candidate>,
 }
 
@@ -48,10 +50,11 @@ impl PeerLock {
     /// the SDP names, none for any.
     pub fn new(now: Instant, addr: IpAddr, port: Option<u16>, payload_types: &[u8]) -> Self {
         let payload_types = match payload_types {
-            [] => u128::MAX,
-            list => list.iter().fold(0, |set, pt| set | 1 << (pt & 0x7f)),
+            [] => PayloadTypes::ANY,
+            list => PayloadTypes::of(list),
         };
-        Self { addr: addr.to_canonical(), port, until: now + LEARNING_WINDOW, payload_types, candidate: None }
+        let admission = Admission::any_ssrc(payload_types);
+        Self { addr: addr.to_canonical(), port, until: now + LEARNING_WINDOW, admission, candidate: None }
     }
 
     /// The peer's port, once it is known.
@@ -82,8 +85,8 @@ impl PeerLock {
             return PeerVerdict::Drop(DropReason::UnknownSource);
         }
         let Some(view) = RtpView::parse(packet) else { return PeerVerdict::Drop(DropReason::Malformed) };
-        if self.payload_types >> view.payload_type() & 1 == 0 {
-            return PeerVerdict::Drop(DropReason::PayloadType);
+        if let Verdict::Drop(reason) = decide(view.fixed(), &self.admission) {
+            return PeerVerdict::Drop(reason);
         }
         let confirms = self.candidate.as_ref().is_some_and(|first| {
             first.port == port && first.ssrc == view.ssrc() && first.seq.wrapping_add(1) == view.seq()

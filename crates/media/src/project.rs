@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use msm_fastpath::{RtpEdit, RtpFixed, rewrite};
+
 use crate::clock::ClockRate;
 
 /// When video goes on after a splice (RTP-6).
@@ -75,21 +77,19 @@ pub struct Mapped {
 pub struct Projection {
     run: u32,
     ssrc: u32,
-    projected: bool,
-    dseq: u16,
-    dts: u32,
+    edit: RtpEdit,
 }
 
 impl Projection {
     /// A transparent leg of this run of a source.
     pub fn transparent(run: u32, ssrc: u32) -> Self {
-        Self { run, ssrc, projected: false, dseq: 0, dts: 0 }
+        Self { run, ssrc, edit: RtpEdit::TRANSPARENT }
     }
 
     /// Whether packets leave as they came.
     #[inline]
     pub fn is_transparent(&self) -> bool {
-        !self.projected
+        self.edit.is_transparent()
     }
 
     /// The run of the source that the mapping is for.
@@ -106,22 +106,26 @@ impl Projection {
 
     /// What is added to timestamps of the source, modulo 2^32.
     pub fn dts(&self) -> u32 {
-        self.dts
+        self.edit.timestamp_offset
+    }
+
+    /// The mapping as every rung applies it.
+    pub fn edit(&self) -> &RtpEdit {
+        &self.edit
     }
 
     /// Maps one packet of the current run.
     #[inline]
     pub fn map(&self, seq: u16, ts: u32) -> Mapped {
-        Mapped { seq: seq.wrapping_add(self.dseq), ts: ts.wrapping_add(self.dts), ssrc: self.ssrc }
+        let out = rewrite(&RtpFixed::new(0, false, seq, ts, self.ssrc), &self.edit);
+        Mapped { seq: out.seq(), ts: out.timestamp(), ssrc: out.ssrc() }
     }
 
     /// Splices to another run: `(seq, ts)` of the source will leave as `(out_seq, out_ts)`. The leg is
     /// projected from now on.
     pub fn splice(&mut self, run: u32, (seq, ts): (u16, u32), (out_seq, out_ts): (u16, u32)) {
         self.run = run;
-        self.projected = true;
-        self.dseq = out_seq.wrapping_sub(seq);
-        self.dts = out_ts.wrapping_sub(ts);
+        self.edit = RtpEdit::projected(self.ssrc, out_seq.wrapping_sub(seq), out_ts.wrapping_sub(ts));
     }
 
     /// Where the sequence continues after `sent`, the head of what left in the current run: the number

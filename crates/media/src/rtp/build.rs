@@ -1,16 +1,16 @@
 //! Builder of RTP packets, and the in-place edit of a packet of a projected leg.
 
+use msm_fastpath::RtpFixed;
+
 /// Writes sequence number, timestamp and SSRC into the fixed header of a packet. Everything else stays
 /// (RTP-4). Does nothing to a packet shorter than the fixed header.
 #[inline]
 pub fn set_header(packet: &mut [u8], seq: u16, timestamp: u32, ssrc: u32) {
-    let Some(fields) = packet.get_mut(2..12) else { return };
-    let Some((seq_field, rest)) = fields.split_first_chunk_mut::<2>() else { return };
-    let Some((ts_field, rest)) = rest.split_first_chunk_mut::<4>() else { return };
-    let Some((ssrc_field, _)) = rest.split_first_chunk_mut::<4>() else { return };
-    *seq_field = seq.to_be_bytes();
-    *ts_field = timestamp.to_be_bytes();
-    *ssrc_field = ssrc.to_be_bytes();
+    if let Some(header) = RtpFixed::parse_mut(packet) {
+        header.set_seq(seq);
+        header.set_timestamp(timestamp);
+        header.set_ssrc(ssrc);
+    }
 }
 
 /// Builds a packet.

@@ -1,15 +1,17 @@
 //! The read-only view of an RTP packet.
 
+use msm_fastpath::{RTP_FIXED_LEN, RtpFixed};
+
 use super::ext::Extension;
 
 /// Length of the fixed header in bytes.
-pub const HEADER_LEN: usize = 12;
+pub const HEADER_LEN: usize = RTP_FIXED_LEN;
 
 /// Whether a datagram on a port that carries both is RTCP: byte 1 in 192..=223.
 ///
 /// Source: RFC 5761 section 4; RTP-2.
 pub fn is_rtcp(packet: &[u8]) -> bool {
-    packet.get(1).is_some_and(|byte| (192..=223).contains(byte))
+    packet.get(1).is_some_and(|byte| msm_fastpath::is_rtcp(*byte))
 }
 
 /// A validated RTP packet.
@@ -27,7 +29,7 @@ pub fn is_rtcp(packet: &[u8]) -> bool {
 /// Source: RFC 3550 section 5.1.
 #[derive(Debug, Clone, Copy)]
 pub struct RtpView<'a> {
-    fixed: &'a [u8; HEADER_LEN],
+    fixed: &'a RtpFixed,
     /// After the fixed header: CSRCs, extension, payload, padding.
     rest: &'a [u8],
 }
@@ -37,57 +39,63 @@ impl<'a> RtpView<'a> {
     /// padding are checked when they are asked for.
     #[inline]
     pub fn parse(packet: &'a [u8]) -> Option<Self> {
-        let (fixed, rest) = packet.split_first_chunk::<HEADER_LEN>()?;
-        let view = Self { fixed, rest };
-        (fixed[0] >> 6 == 2 && rest.len() >= 4 * view.csrc_count()).then_some(view)
+        let fixed = RtpFixed::parse(packet)?;
+        let view = Self { fixed, rest: packet.get(HEADER_LEN..)? };
+        (fixed.version() == 2 && view.rest.len() >= 4 * view.csrc_count()).then_some(view)
+    }
+
+    /// The fixed header, as every rung sees it.
+    #[inline]
+    pub fn fixed(&self) -> &'a RtpFixed {
+        self.fixed
     }
 
     /// Whether the P bit is set. The padding itself may still be malformed.
     #[inline]
     pub fn has_padding(&self) -> bool {
-        self.fixed[0] & 0x20 != 0
+        self.fixed.padding()
     }
 
     /// Whether the X bit is set. The extension itself may still be malformed.
     #[inline]
     pub fn has_extension(&self) -> bool {
-        self.fixed[0] & 0x10 != 0
+        self.fixed.extension()
     }
 
     /// Number of contributing sources, 0 to 15.
     #[inline]
     pub fn csrc_count(&self) -> usize {
-        usize::from(self.fixed[0] & 0x0f)
+        usize::from(self.fixed.csrc_count())
     }
 
     /// The marker bit.
     #[inline]
     pub fn marker(&self) -> bool {
-        self.fixed[1] & 0x80 != 0
+        self.fixed.marker()
     }
 
     /// Payload type, 0 to 127.
     #[inline]
     pub fn payload_type(&self) -> u8 {
-        self.fixed[1] & 0x7f
+        self.fixed.payload_type()
     }
 
     /// Sequence number.
     #[inline]
     pub fn seq(&self) -> u16 {
-        u16::from_be_bytes([self.fixed[2], self.fixed[3]])
+        self.fixed.seq()
     }
 
     /// Timestamp in ticks of the track's clock.
     #[inline]
     pub fn timestamp(&self) -> u32 {
-        u32::from_be_bytes([self.fixed[4], self.fixed[5], self.fixed[6], self.fixed[7]])
+        self.fixed.timestamp()
     }
 
     /// Synchronisation source.
     #[inline]
     pub fn ssrc(&self) -> u32 {
-        u32::from_be_bytes([self.fixed[8], self.fixed[9], self.fixed[10], self.fixed[11]])
+        self.fixed.ssrc()
     }
 
     /// Contributing sources.
