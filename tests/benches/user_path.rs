@@ -1,0 +1,133 @@
+//! The user-space path against a plain relay: CPU per forwarded copy, loss, added latency, memory.
+//!
+//! One process per contender, all of them alive for the whole run; a round sends the same traffic to
+//! each in random order and reads the CPU time of exactly that process (all its threads, from
+//! `/proc/<pid>/task/*/schedstat`) before and after. Sinks are UDP sockets behind a drop-all filter: the
+//! full IP and UDP receive path, no reader; the kernel's per-socket drop counter says how many copies
+//! arrived. Before anything is measured every contender passes a gate: each sink reads each packet of a
+//! short run and compares it with what was sent. A contender that loses, alters or reorders is
+//! disqualified and its figures are not printed.
+
+#![expect(clippy::print_stdout, reason = "the report is the program's output")]
+
+mod user_path {
+    pub(crate) mod contender;
+    pub(crate) mod generator;
+    pub(crate) mod latency;
+    pub(crate) mod memory;
+    pub(crate) mod report;
+    pub(crate) mod rtsp;
+    pub(crate) mod sink;
+    pub(crate) mod stats;
+}
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use user_path::contender::{Contender, proxy, relay};
+use user_path::generator::{Generator, Shape};
+use user_path::report::{Case, Report, Round};
+use user_path::stats::Shuffle;
+use user_path::{latency, memory};
+
+/// Numbers of viewers of the catalogue.
+const FAN_OUT: [usize; 3] = [1, 4, 16];
+/// G.711 of 20 ms with its RTP header; a video packet.
+const SIZES: [usize; 2] = [172, 1200];
+
+struct Options {
+    rounds: usize,
+    seconds: f64,
+    proxy: PathBuf,
+    relay: PathBuf,
+    json: Option<PathBuf>,
+    only: Option<String>,
+}
+
+fn options() -> anyhow::Result<Options> {
+    let mut options = Options {
+        rounds: 9,
+        seconds: 1.0,
+        proxy: PathBuf::from("target/release/rtp-proxy"),
+        relay: PathBuf::from("target/release/examples/bench_relay"),
+        json: None,
+        only: None,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
+        match arg.as_str() {
+            "--rounds" => options.rounds = value()?.parse()?,
+            "--seconds" => options.seconds = value()?.parse()?,
+            "--proxy" => options.proxy = value()?.into(),
+            "--relay" => options.relay = value()?.into(),
+            "--json" => options.json = Some(value()?.into()),
+            "--only" => options.only = Some(value()?),
+            other => bail!("unknown option {other}"),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = options()?;
+    let wanted = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
+    let mut report = Report::new(options.rounds, options.seconds);
+    if wanted("copies") {
+        copies(&options, &mut report)?;
+    }
+    if wanted("latency") {
+        report.latency = Some(latency::measure(&options.proxy, &options.relay, options.rounds)?);
+    }
+    if wanted("memory") {
+        report.memory = Some(memory::measure(&options.proxy)?);
+    }
+    if let Some(path) = &options.json {
+        std::fs::write(path, report.to_json()).with_context(|| format!("writing {}", path.display()))?;
+    }
+    println!("{}", report.to_markdown());
+    if report.disqualified.is_empty() { Ok(()) } else { bail!("disqualified: {:?}", report.disqualified) }
+}
+
+/// CPU ns per copy and loss, for every fan-out, size and shape.
+fn copies(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let mut generator = Generator::new()?;
+    let mut shuffle = Shuffle::seeded(0x6d73_6d00);
+    for fan_out in FAN_OUT {
+        for size in SIZES {
+            // One pair of processes per fan-out and size: a run never inherits another's state.
+            let mut contenders: Vec<Contender> =
+                vec![proxy(&options.proxy, fan_out)?, relay(&options.relay, fan_out)?];
+            for contender in &mut contenders {
+                if let Err(reason) = contender.gate(&mut generator, size) {
+                    eprintln!("{}: 1→{fan_out} {size} B: gate failed: {reason:#}", contender.name);
+                    report.disqualified.push(format!("{} 1→{fan_out} {size} B: {reason:#}", contender.name));
+                }
+            }
+            for contender in &mut contenders {
+                contender.measure_only()?;
+            }
+            for shape in [Shape::Single, Shape::Burst(32)] {
+                let mut case = Case { fan_out, size, shape, rounds: Vec::new() };
+                for _ in 0..options.rounds {
+                    let mut round = Round::default();
+                    for index in shuffle.order(contenders.len()) {
+                        let contender = &mut contenders[index];
+                        let cost = contender.run(
+                            &mut generator,
+                            shape,
+                            size,
+                            Duration::from_secs_f64(options.seconds),
+                        )?;
+                        round.costs.push((contender.name, cost));
+                    }
+                    case.rounds.push(round);
+                }
+                eprintln!("{}", case.line());
+                report.cases.push(case);
+            }
+        }
+    }
+    Ok(())
+}

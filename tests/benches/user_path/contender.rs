@@ -1,0 +1,217 @@
+//! A contender: a process that takes RTP on one port and sends a copy to each of N sinks.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::generator::{Generator, Shape, fill, pin};
+use super::rtsp::Rtsp;
+use super::sink::{Sink, arrived};
+
+/// What one run cost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    pub(crate) sent: u64,
+    pub(crate) copies: u64,
+    pub(crate) lost: u64,
+    /// CPU ns of the contender's process per delivered copy.
+    pub(crate) ns_per_copy: f64,
+}
+
+pub(crate) struct Contender {
+    pub(crate) name: &'static str,
+    process: Process,
+    source: UdpSocket,
+    to: SocketAddr,
+    sinks: Vec<Sink>,
+    /// RTSP connections that keep the legs alive.
+    _sessions: Vec<Rtsp>,
+}
+
+/// A child process that does not outlive its owner.
+pub(crate) struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    /// Starts `program` on core 0 only; the generator has core 1.
+    pub(crate) fn start(program: &Path, args: &[String]) -> anyhow::Result<Self> {
+        let mut command = Command::new("taskset");
+        command.arg("-c").arg("0").arg(program).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self(command.spawn().with_context(|| format!("starting {}", program.display()))?))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// CPU ns of all threads.
+    fn cpu(&self) -> anyhow::Result<u64> {
+        let mut total = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let stat = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            total += stat.split(' ').next().unwrap_or("0").parse::<u64>()?;
+        }
+        Ok(total)
+    }
+}
+
+/// `rtp-proxy standalone` with one published stream and `fan_out` viewers.
+pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender> {
+    let (process, rtsp) = start_proxy(program)?;
+    let url = format!("rtsp://{rtsp}/bench");
+    let (source, ports) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    let mut publisher = Rtsp::connect(rtsp)?;
+    let port = publisher.publish(&url, ports)?;
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut sessions = vec![publisher];
+    let mut sinks = Vec::new();
+    // Viewers join a stream that flows: two packets make its SSRC known.
+    let mut packet = [0_u8; 172];
+    for sequence in 0_u32..4 {
+        fill(&mut packet, sequence.wrapping_sub(4));
+        source.send_to(&packet, to)?;
+    }
+    for _ in 0..fan_out {
+        let sink = Sink::open()?;
+        let mut viewer = Rtsp::connect(rtsp)?;
+        viewer.play(&url, sink.port())?;
+        sessions.push(viewer);
+        sinks.push(sink);
+    }
+    Ok(Contender { name: "rtp-proxy", process, source, to, sinks, _sessions: sessions })
+}
+
+/// Starts the proxy on free ports and waits until it serves RTSP.
+pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Process, SocketAddr)> {
+    let rtsp = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let args =
+        ["standalone", "--rtsp", &rtsp.to_string(), "--admin", &admin.to_string(), "--log-level", "warn"];
+    let process = Process::start(program, &args.map(str::to_owned))?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Rtsp::connect(rtsp).and_then(|mut c| c.request("OPTIONS", "*", "", "")).is_err() {
+        ensure!(Instant::now() < deadline, "{} does not answer on {rtsp}", program.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok((process, rtsp))
+}
+
+/// The plain tokio relay to `fan_out` sinks.
+pub(crate) fn relay(program: &Path, fan_out: usize) -> anyhow::Result<Contender> {
+    let to = SocketAddr::from((
+        Ipv4Addr::LOCALHOST,
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port(),
+    ));
+    let sinks = (0..fan_out).map(|_| Sink::open()).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut args = vec![to.to_string()];
+    args.extend(sinks.iter().map(|s| s.address().to_string()));
+    let process = Process::start(program, &args)?;
+    std::thread::sleep(Duration::from_millis(300));
+    let (source, _) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    Ok(Contender { name: "tokio relay", process, source, to, sinks, _sessions: Vec::new() })
+}
+
+/// An even UDP port and the next one, as an RTP source announces them. The RTCP socket stays open for
+/// the life of the process so that nobody else takes its port.
+pub(crate) fn source(from: SocketAddr) -> anyhow::Result<(UdpSocket, (u16, u16))> {
+    for _ in 0..200 {
+        let rtp = UdpSocket::bind(from)?;
+        let port = rtp.local_addr()?.port();
+        if port.is_multiple_of(2)
+            && let Ok(rtcp) = UdpSocket::bind((from.ip(), port + 1))
+        {
+            socket2::SockRef::from(&rtp).set_send_buffer_size(4 << 20)?;
+            std::mem::forget(rtcp);
+            return Ok((rtp, (port, port + 1)));
+        }
+    }
+    bail!("no free pair of UDP ports")
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+impl Contender {
+    pub(crate) fn source(&self) -> &UdpSocket {
+        &self.source
+    }
+
+    pub(crate) fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    pub(crate) fn sinks(&self) -> &[Sink] {
+        &self.sinks
+    }
+
+    /// Every sink reads every packet of a short run: nothing lost, doubled, reordered or altered.
+    pub(crate) fn gate(&mut self, generator: &mut Generator, size: usize) -> anyhow::Result<()> {
+        for shape in [Shape::Single, Shape::Burst(32)] {
+            let first = generator.next_sequence();
+            let sent = generator.send(&self.source, self.to, shape, size, Duration::from_millis(160))?;
+            let mut expected = vec![0; size];
+            let mut packet = [0_u8; 2048];
+            for (index, sink) in self.sinks.iter().enumerate() {
+                // A leg may see the packets sent while it was set up: skip to this run.
+                let mut want = first;
+                while want != first.wrapping_add(sent as u32) {
+                    let len = sink.rtp.recv(&mut packet).with_context(|| {
+                        format!("sink {index} got {} of {sent} {}", want.wrapping_sub(first), shape.name())
+                    })?;
+                    fill(&mut expected, want);
+                    if packet[..len] != expected {
+                        let seq = u16::from_be_bytes([packet[2], packet[3]]);
+                        ensure!(
+                            want == first && (seq.wrapping_sub(first as u16) as i16) < 0,
+                            "sink {index}: packet {want} altered or out of order (sequence {seq}, {len} bytes)"
+                        );
+                        continue;
+                    }
+                    want = want.wrapping_add(1);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sinks stop reading; the kernel counts.
+    pub(crate) fn measure_only(&self) -> anyhow::Result<()> {
+        self.sinks.iter().try_for_each(Sink::drop_all)
+    }
+
+    /// One run: the cost of this contender for this traffic.
+    pub(crate) fn run(
+        &mut self,
+        generator: &mut Generator,
+        shape: Shape,
+        size: usize,
+        how_long: Duration,
+    ) -> anyhow::Result<Cost> {
+        pin(1)?;
+        let before: u64 = arrived(&self.sinks)?.iter().sum();
+        let cpu = self.process.cpu()?;
+        let sent = generator.send(&self.source, self.to, shape, size, how_long)?;
+        // Quiet: what was sent has been forwarded.
+        std::thread::sleep(Duration::from_millis(60));
+        let cpu = self.process.cpu()? - cpu;
+        let copies = arrived(&self.sinks)?.iter().sum::<u64>() - before;
+        let expected = sent * self.sinks.len() as u64;
+        Ok(Cost {
+            sent,
+            copies,
+            lost: expected.saturating_sub(copies),
+            ns_per_copy: cpu as f64 / copies.max(1) as f64,
+        })
+    }
+}

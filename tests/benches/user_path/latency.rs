@@ -1,0 +1,125 @@
+//! Added one-way latency of the first copy: `send()` call to the kernel's receive stamp at the viewer.
+//!
+//! The sender writes its clock into the payload; the viewer's socket stamps arrivals (`SO_TIMESTAMPNS`,
+//! same clock). Nobody is woken to read: packets wait in the socket until the run is over, so that the
+//! wake-up of a reader is not in the figure.
+
+use std::io::IoSliceMut;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::time::{ClockId, clock_gettime};
+
+use super::contender::{Contender, proxy, relay, source};
+use super::generator::{fill, pin};
+use super::sink::Sink;
+use super::stats::{Shuffle, quantile};
+
+/// Quantiles in µs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quantiles {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Latency {
+    pub(crate) samples: usize,
+    /// Sender to viewer without anything between.
+    pub(crate) direct: Quantiles,
+    pub(crate) relay: Quantiles,
+    pub(crate) proxy: Quantiles,
+}
+
+const SIZE: usize = 172;
+const PER_ROUND: usize = 1_500;
+
+/// One packet per millisecond to each in turn.
+pub(crate) fn measure(proxy_path: &Path, relay_path: &Path, rounds: usize) -> anyhow::Result<Latency> {
+    pin(1)?;
+    let contenders = [proxy(proxy_path, 1)?, relay(relay_path, 1)?];
+    for contender in &contenders {
+        setsockopt(&contender.sink().rtp, sockopt::ReceiveTimestampns, &true)?;
+    }
+    let direct = Sink::open()?;
+    setsockopt(&direct.rtp, sockopt::ReceiveTimestampns, &true)?;
+    let (from, _) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    let mut samples: [Vec<f64>; 3] = Default::default();
+    let mut shuffle = Shuffle::seeded(7);
+    for round in 0..rounds {
+        for index in shuffle.order(3) {
+            let fresh = match contenders.get(index) {
+                Some(c) => run(c.source(), c.to(), &c.sink().rtp)?,
+                None => run(&from, direct.address(), &direct.rtp)?,
+            };
+            // The first round warms caches and branch predictors.
+            if round > 0 || rounds == 1 {
+                samples[index].extend(fresh);
+            }
+        }
+    }
+    let [proxy, relay, direct] = &samples;
+    Ok(Latency { samples: proxy.len(), direct: of(direct), relay: of(relay), proxy: of(proxy) })
+}
+
+fn of(samples: &[f64]) -> Quantiles {
+    Quantiles { p50: quantile(samples, 0.5), p99: quantile(samples, 0.99) }
+}
+
+fn now() -> anyhow::Result<i64> {
+    let t = clock_gettime(ClockId::CLOCK_REALTIME)?;
+    Ok(t.tv_sec() * 1_000_000_000 + t.tv_nsec())
+}
+
+fn run(from: &UdpSocket, to: SocketAddr, sink: &UdpSocket) -> anyhow::Result<Vec<f64>> {
+    static SEQUENCE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let mut packet = [0_u8; SIZE];
+    let start = Instant::now();
+    for sent in 1..=PER_ROUND {
+        let sequence = SEQUENCE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        fill(&mut packet, sequence);
+        packet[16..24].copy_from_slice(&now()?.to_be_bytes());
+        from.send_to(&packet, to)?;
+        if let Some(wait) =
+            (start + Duration::from_millis(sent as u64)).checked_duration_since(Instant::now())
+        {
+            std::thread::sleep(wait);
+        }
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    sink.set_nonblocking(true)?;
+    let mut samples = Vec::with_capacity(PER_ROUND);
+    loop {
+        let mut buffer = [0_u8; 2048];
+        let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let Ok(message) = recvmsg::<()>(sink.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())
+        else {
+            break;
+        };
+        let length = message.bytes;
+        let stamp = message.cmsgs()?.find_map(|c| match c {
+            ControlMessageOwned::ScmTimestampns(t) => Some(t.tv_sec() * 1_000_000_000 + t.tv_nsec()),
+            _ => None,
+        });
+        if let (Some(stamp), true) = (stamp, length == SIZE) {
+            let mut sent = [0; 8];
+            sent.copy_from_slice(&buffer[16..24]);
+            let sent = i64::from_be_bytes(sent);
+            // Packets of the set-up carry a pattern instead of a time.
+            if (0..1_000_000_000).contains(&(stamp - sent)) {
+                samples.push((stamp - sent) as f64 / 1_000.0);
+            }
+        }
+    }
+    Ok(samples)
+}
+
+impl Contender {
+    fn sink(&self) -> &Sink {
+        &self.sinks()[0]
+    }
+}

@@ -1,0 +1,186 @@
+//! Rounds as JSON, the report as Markdown. The report is made from the rounds and from nothing else.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+
+use super::contender::Cost;
+use super::generator::Shape;
+use super::latency::Latency;
+use super::memory::Memory;
+use super::stats::{interval, median};
+
+#[derive(Debug, Default)]
+pub(crate) struct Round {
+    pub(crate) costs: Vec<(&'static str, Cost)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) fan_out: usize,
+    pub(crate) size: usize,
+    pub(crate) shape: Shape,
+    pub(crate) rounds: Vec<Round>,
+}
+
+pub(crate) struct Report {
+    rounds: usize,
+    seconds: f64,
+    pub(crate) cases: Vec<Case>,
+    pub(crate) latency: Option<Latency>,
+    pub(crate) memory: Option<Memory>,
+    pub(crate) disqualified: Vec<String>,
+}
+
+impl Case {
+    fn costs(&self, name: &str) -> Vec<f64> {
+        self.rounds
+            .iter()
+            .flat_map(|r| &r.costs)
+            .filter(|(n, _)| *n == name)
+            .map(|(_, c)| c.ns_per_copy)
+            .collect()
+    }
+
+    fn lost(&self, name: &str) -> (u64, u64) {
+        let costs = self.rounds.iter().flat_map(|r| &r.costs).filter(|(n, _)| *n == name);
+        costs.fold((0, 0), |(lost, copies), (_, c)| (lost + c.lost, copies + c.copies))
+    }
+
+    /// Relay cost over proxy cost, round by round.
+    fn ratios(&self) -> Vec<f64> {
+        self.costs("tokio relay")
+            .iter()
+            .zip(self.costs("rtp-proxy"))
+            .map(|(relay, ours)| relay / ours)
+            .collect()
+    }
+
+    /// What the catalogue asks of this case, as relay cost over proxy cost.
+    fn target(&self) -> f64 {
+        match (self.shape, self.fan_out) {
+            (Shape::Burst(_), _) => 3.0,
+            (Shape::Single, 1) => 1.0 / 1.15,
+            (Shape::Single, _) => 1.0,
+        }
+    }
+
+    pub(crate) fn line(&self) -> String {
+        let (low, high) = interval(&self.ratios());
+        format!(
+            "1→{} {} B {}: rtp-proxy {:.0} ns, tokio relay {:.0} ns, ratio {:.2} [{low:.2}, {high:.2}] (target {:.2})",
+            self.fan_out,
+            self.size,
+            self.shape.name(),
+            median(&self.costs("rtp-proxy")),
+            median(&self.costs("tokio relay")),
+            median(&self.ratios()),
+            self.target(),
+        )
+    }
+}
+
+impl Report {
+    pub(crate) fn new(rounds: usize, seconds: f64) -> Self {
+        Self { rounds, seconds, cases: Vec::new(), latency: None, memory: None, disqualified: Vec::new() }
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        let cases: Vec<_> = self
+            .cases
+            .iter()
+            .map(|c| {
+                let rounds: Vec<_> = c
+                    .rounds
+                    .iter()
+                    .map(|r| {
+                        r.costs
+                            .iter()
+                            .map(|(name, cost)| {
+                                json!({"contender": name, "sent": cost.sent, "copies": cost.copies,
+                                       "lost": cost.lost, "ns_per_copy": cost.ns_per_copy})
+                            })
+                            .collect::<Vec<_>>()
+                    })
+                    .collect();
+                json!({"viewers": c.fan_out, "bytes": c.size, "shape": c.shape.name(), "rounds": rounds})
+            })
+            .collect();
+        let latency = self.latency.as_ref().map(|l| {
+            json!({"samples": l.samples, "direct_us": [l.direct.p50, l.direct.p99],
+                   "relay_us": [l.relay.p50, l.relay.p99], "proxy_us": [l.proxy.p50, l.proxy.p99]})
+        });
+        let memory = self.memory.as_ref().map(|m| {
+            json!({"idle_kib": m.idle_kib, "idle_anonymous_kib": m.idle_anonymous_kib, "cameras": m.cameras,
+                   "loaded_kib": m.loaded_kib, "loaded_anonymous_kib": m.loaded_anonymous_kib})
+        });
+        format!(
+            "{:#}\n",
+            json!({"rounds": self.rounds, "seconds": self.seconds, "kernel": kernel(), "cases": cases,
+                   "latency": latency, "memory": memory, "disqualified": self.disqualified})
+        )
+    }
+
+    pub(crate) fn to_markdown(&self) -> String {
+        let mut out = String::new();
+        let _ = writeln!(
+            out,
+            "Kernel {}, {} rounds of {} s per contender and case, interleaved in random order; medians of \
+             per-round ratios, 95 % bootstrap interval.\n",
+            kernel(),
+            self.rounds,
+            self.seconds
+        );
+        if !self.cases.is_empty() {
+            out.push_str(
+                "| fan-out | packet | traffic | rtp-proxy ns/copy | tokio relay ns/copy | relay ÷ proxy | target | met | lost of copies (proxy; relay) |\n|---|---|---|---|---|---|---|---|---|\n",
+            );
+        }
+        for case in &self.cases {
+            let (low, high) = interval(&case.ratios());
+            let ((lost, copies), (relay_lost, relay_copies)) =
+                (case.lost("rtp-proxy"), case.lost("tokio relay"));
+            let _ = writeln!(
+                out,
+                "| 1→{} | {} B | {} | {:.0} | {:.0} | {:.2} [{low:.2}, {high:.2}] | ≥ {:.2} | {} | {lost}/{copies}; {relay_lost}/{relay_copies} |",
+                case.fan_out,
+                case.size,
+                case.shape.name(),
+                median(&case.costs("rtp-proxy")),
+                median(&case.costs("tokio relay")),
+                median(&case.ratios()),
+                case.target(),
+                if median(&case.ratios()) >= case.target() { "yes" } else { "**no**" },
+            );
+        }
+        if let Some(l) = &self.latency {
+            let _ = writeln!(
+                out,
+                "\n| path, 172 B every ms, {} samples | p50 µs | p99 µs | added p50 | added p99 |\n|---|---|---|---|---|",
+                l.samples
+            );
+            for (name, q) in [("direct", l.direct), ("tokio relay", l.relay), ("rtp-proxy", l.proxy)] {
+                let _ = writeln!(
+                    out,
+                    "| {name} | {:.1} | {:.1} | {:.1} | {:.1} |",
+                    q.p50,
+                    q.p99,
+                    q.p50 - l.direct.p50,
+                    q.p99 - l.direct.p99
+                );
+            }
+        }
+        if let Some(m) = &self.memory {
+            let _ = writeln!(
+                out,
+                "\n| state | RSS KiB | of it anonymous | target |\n|---|---|---|---|\n| idle | {} | {} | ≤ 32,768 |\n| {} cameras, one viewer each | {} | {} | ≤ 65,536 |",
+                m.idle_kib, m.idle_anonymous_kib, m.cameras, m.loaded_kib, m.loaded_anonymous_kib
+            );
+        }
+        out
+    }
+}
+
+fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
