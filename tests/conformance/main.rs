@@ -1,0 +1,1 @@
+//! Conformance cases of the protocols, numbered in `docs/protocols`: transcripts and tables, no privilege.

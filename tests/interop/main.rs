@@ -1,0 +1,263 @@
+//! The interop matrix with foreign programs on both sides of the proxy.
+//!
+//! Without arguments: the pairwise selection. `--all`: every cell, and `--report FILE` writes the table.
+//! `--direct`: viewers play the served cameras themselves, which proves the harness and the programs.
+//! `--only TEXT`: cells whose name contains it.
+
+#![expect(clippy::print_stdout, reason = "its report is this program's output")]
+
+mod report;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use msm_tests::camera::{self, GstCamera, ServedCamera, Stage, Transport};
+use msm_tests::fixture::{Fixture, Profile};
+use msm_tests::matrix::{self, Cell, Scene, Source};
+use msm_tests::oracle::{self, Claim};
+use msm_tests::privilege::{self, Need};
+use msm_tests::process::{Process, Scratch, free_port};
+use msm_tests::proxy::{Options, Proxy};
+use msm_tests::viewer::{Viewer, Watch};
+use nix::sys::signal::Signal;
+
+/// Login of the GStreamer camera.
+const CREDENTIALS: &str = "camera:secret-0";
+/// Scenes at a time; each has a source and up to eight players.
+const PARALLEL: usize = 4;
+/// Frames a viewer must decode before it is ended.
+const FRAMES: usize = 70;
+
+struct Arguments {
+    all: bool,
+    direct: bool,
+    only: Option<String>,
+    report: Option<String>,
+}
+
+/// What a cell showed.
+pub(crate) type Outcome = std::result::Result<String, String>;
+
+fn main() -> Result<()> {
+    let arguments = arguments()?;
+    let needs: Vec<Need> = ["ffmpeg", "gst-launch-1.0", "mpv", "cvlc"].map(Need::Program).into();
+    if !privilege::granted("interop", &[needs, vec![Need::GstRtspServer]].concat()) {
+        println!("interop: 0 passed, 0 failed, skipped");
+        return Ok(());
+    }
+    let mut cells = matrix::all();
+    if arguments.direct {
+        cells.retain(|cell| cell.scene.source.is_pulled());
+    }
+    if !arguments.all {
+        cells = matrix::pairwise(&cells);
+    }
+    if let Some(only) = &arguments.only {
+        cells.retain(|cell| cell.to_string().contains(only) || cell.slug().contains(only));
+    }
+    let started = Instant::now();
+    let outcomes = run(&cells, arguments.direct)?;
+    let failed = outcomes.values().filter(|outcome| outcome.is_err()).count();
+    if let Some(path) = &arguments.report {
+        std::fs::write(path, report::write(&outcomes)?).with_context(|| path.clone())?;
+        println!("wrote {path}");
+    }
+    println!(
+        "interop: {} passed, {failed} failed, {} cells in {} s",
+        outcomes.len() - failed,
+        outcomes.len(),
+        started.elapsed().as_secs()
+    );
+    std::process::exit(i32::from(failed > 0))
+}
+
+fn arguments() -> Result<Arguments> {
+    let mut found = Arguments { all: false, direct: false, only: None, report: None };
+    let mut given = std::env::args().skip(1);
+    while let Some(argument) = given.next() {
+        match argument.as_str() {
+            "--all" => found.all = true,
+            "--direct" => found.direct = true,
+            "--only" => found.only = given.next(),
+            "--report" => found.report = given.next(),
+            // What `cargo test` hands to every test program.
+            "--nocapture" | "--quiet" | "-q" => {}
+            other => bail!("unknown argument {other}"),
+        }
+    }
+    Ok(found)
+}
+
+fn run(cells: &[Cell], direct: bool) -> Result<BTreeMap<Cell, Outcome>> {
+    let mut scenes: BTreeMap<Scene, Vec<Cell>> = BTreeMap::new();
+    for cell in cells {
+        scenes.entry(cell.scene).or_default().push(*cell);
+    }
+    let mut fixtures = BTreeMap::new();
+    for profile in Profile::ALL {
+        fixtures.insert(profile, Fixture::make(profile)?);
+    }
+    let mut scratch = Scratch::new("interop")?;
+    // A pulled camera's port is fixed now, because the proxy is told about it when it starts.
+    let mut ports = BTreeMap::new();
+    let mut options = Options { flags: vec!["--linger".into(), "1s".into()], ..Options::default() };
+    for scene in scenes.keys().filter(|scene| scene.source.is_pulled()) {
+        let (name, port) = (scene.slug(), free_port()?);
+        options.pulls.push((name.clone(), format!("rtsp://127.0.0.1:{port}/cam")));
+        options.pull_transports.push((name.clone(), scene.transport));
+        if scene.source == Source::GstServe {
+            let file = camera::credentials_file(scratch.path(), &format!("{name}.login"), CREDENTIALS)?;
+            options.credentials.push((name, file));
+        }
+        ports.insert(*scene, port);
+    }
+    let proxy =
+        if direct { None } else { Some(Proxy::start(Stage::here(scratch.path()), "proxy", &options)?) };
+
+    let stage = Stage::here(scratch.path());
+    let queue = Mutex::new(scenes.into_iter().collect::<VecDeque<_>>());
+    let outcomes = Mutex::new(BTreeMap::new());
+    let broken = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
+                    let Some((scene, cells)) = next else { break };
+                    let fixture = &fixtures[&scene.profile];
+                    let port = ports.get(&scene).copied().unwrap_or_default();
+                    let results = match play(stage, scene, &cells, fixture, port, proxy.as_ref()) {
+                        Ok(results) => results,
+                        Err(error) => cells.iter().map(|cell| (*cell, Err(format!("{error:#}")))).collect(),
+                    };
+                    for (cell, outcome) in results {
+                        match &outcome {
+                            Ok(proof) => println!("ok      {cell}: {proof}"),
+                            Err(reason) => {
+                                broken.store(true, Ordering::Relaxed);
+                                println!("FAILED  {cell}: {reason}");
+                            }
+                        }
+                        if let Ok(mut outcomes) = outcomes.lock() {
+                            outcomes.insert(cell, outcome);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    if broken.load(Ordering::Relaxed)
+        && let Some(folder) = scratch.keep()
+    {
+        println!("logs: {}", folder.display());
+    }
+    Ok(outcomes.into_inner().unwrap_or_default())
+}
+
+/// What keeps a scene's media coming.
+enum Running {
+    Served(ServedCamera),
+    Publishing(Process),
+}
+
+fn start_source(
+    stage: Stage<'_>,
+    scene: Scene,
+    fixture: &Fixture,
+    port: u16,
+    proxy: Option<&Proxy>,
+) -> Result<Running> {
+    let name = format!("{}-source", scene.slug());
+    let target = || proxy.map(|proxy| proxy.url(&scene.slug())).context("publishing needs the proxy");
+    Ok(match scene.source {
+        Source::FfmpegPublish => Running::Publishing(camera::publish_with_ffmpeg(
+            stage,
+            &name,
+            fixture,
+            &target()?,
+            scene.transport,
+        )?),
+        Source::GstPublish => Running::Publishing(camera::publish_with_gstreamer(
+            stage,
+            &name,
+            fixture,
+            &target()?,
+            scene.transport,
+        )?),
+        Source::GstServe => {
+            let camera = GstCamera { port, digest: Some(CREDENTIALS), ..GstCamera::default() };
+            Running::Served(camera::serve_with_gstreamer(stage, &name, fixture, &camera)?)
+        }
+        Source::VlcServe => {
+            Running::Served(camera::serve_with_vlc(stage, &name, fixture, "127.0.0.1", port)?)
+        }
+    })
+}
+
+fn play(
+    stage: Stage<'_>,
+    scene: Scene,
+    cells: &[Cell],
+    fixture: &Fixture,
+    port: u16,
+    proxy: Option<&Proxy>,
+) -> Result<Vec<(Cell, Outcome)>> {
+    let mut source = start_source(stage, scene, fixture, port, proxy).context("the source")?;
+    if let (Running::Publishing(process), Some(proxy)) = (&source, proxy) {
+        proxy.wait_for_media(&scene.slug(), 2, Duration::from_secs(10)).with_context(|| process.tail())?;
+    }
+    let mut viewers = Vec::new();
+    for cell in cells {
+        let credentials =
+            (proxy.is_none() && scene.source == Source::GstServe).then(|| CREDENTIALS.to_owned());
+        let url = match (&source, proxy) {
+            (_, Some(proxy)) => proxy.url(&scene.slug()),
+            (Running::Served(camera), None) => camera.url.clone(),
+            (Running::Publishing(_), None) => bail!("nobody can play a publisher"),
+        };
+        if proxy.is_none() && scene.source == Source::VlcServe && cell.transport == Transport::Tcp {
+            continue;
+        }
+        let watch = Watch {
+            name: cell.slug(),
+            player: cell.player,
+            transport: cell.transport,
+            url,
+            credentials,
+            profile: scene.profile,
+        };
+        viewers.push((*cell, Viewer::start(stage, watch)?));
+    }
+    let mut results = Vec::new();
+    let ready: Vec<Result<()>> = viewers
+        .iter_mut()
+        .map(|(_, viewer)| viewer.wait_for_frames(FRAMES, Duration::from_secs(25)))
+        .collect();
+    for ((cell, viewer), ready) in viewers.into_iter().zip(ready) {
+        let outcome = ready.and_then(|()| judge(cell, fixture, viewer)).map_err(|error| format!("{error:#}"));
+        results.push((cell, outcome));
+    }
+    match &mut source {
+        Running::Served(camera) => camera.process.stop(Signal::SIGTERM, Duration::from_secs(2)).map(drop)?,
+        Running::Publishing(process) => process.stop(Signal::SIGINT, Duration::from_secs(2)).map(drop)?,
+    }
+    Ok(results)
+}
+
+fn judge(cell: Cell, fixture: &Fixture, viewer: Viewer) -> Result<String> {
+    let seen = viewer.finish()?;
+    let rate = fixture.profile.sample_rate() as f32;
+    if let Some(reservation) = cell.reservation() {
+        let run = oracle::video_run(&fixture.frames, &seen.frames, &Claim::default())?;
+        return Ok(format!("{} frames, {reservation}", run.length));
+    }
+    let proof = oracle::check(fixture, &seen, &Claim::default())?;
+    let seconds = match fixture.profile.sound_oracle() {
+        msm_tests::fixture::SoundOracle::Samples => proof.sound.length as f32 / rate,
+        msm_tests::fixture::SoundOracle::Frames => proof.sound.length as f32 / 50.0,
+    };
+    Ok(format!("{} frames, {seconds:.1} s of sound", proof.video.length))
+}

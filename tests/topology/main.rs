@@ -1,0 +1,1 @@
+//! Whole processes on the user path, nodes as network namespaces.
