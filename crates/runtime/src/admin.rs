@@ -1,4 +1,4 @@
-//! The admin listener: `/metrics`, `/livez`, `/readyz`, `/startupz`.
+//! The admin listener: `/metrics`, `/livez`, `/readyz`, `/startupz`, and the owner's JSON documents.
 //!
 //! Answers come from the loop that owns the state, through a bounded channel: a probe that is answered
 //! has measured that loop. Handlers hold nothing themselves.
@@ -29,8 +29,8 @@ pub enum Ask {
     Live(oneshot::Sender<Health>),
     /// Whether service can be given.
     Ready(oneshot::Sender<Health>),
-    /// `GET /v1/streams` as JSON text.
-    Streams(oneshot::Sender<String>),
+    /// One of the owner's documents, by its path, as JSON text.
+    Document(&'static str, oneshot::Sender<String>),
 }
 
 /// Results of checks, one line each.
@@ -74,15 +74,17 @@ impl Health {
     }
 }
 
-/// The routes of the admin listener.
-pub fn router(asks: mpsc::Sender<Ask>) -> Router {
-    Router::new()
+/// The routes of the admin listener. `documents`: paths that are answered by [`Ask::Document`].
+pub fn router(asks: mpsc::Sender<Ask>, documents: &[&'static str]) -> Router {
+    let mut router = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|state, query| health(state, query, Ask::Live)))
         .route("/readyz", get(|state, query| health(state, query, Ask::Ready)))
-        .route("/startupz", get(|state, query| health(state, query, Ask::Ready)))
-        .route("/v1/streams", get(streams))
-        .with_state(asks)
+        .route("/startupz", get(|state, query| health(state, query, Ask::Ready)));
+    for path in documents.iter().copied() {
+        router = router.route(path, get(move |state| document(state, path)));
+    }
+    router.with_state(asks)
 }
 
 async fn ask<T>(asks: &mpsc::Sender<Ask>, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
@@ -120,8 +122,8 @@ async fn health(
     }
 }
 
-async fn streams(State(asks): State<mpsc::Sender<Ask>>) -> Response {
-    match ask(&asks, Ask::Streams).await {
+async fn document(State(asks): State<mpsc::Sender<Ask>>, path: &'static str) -> Response {
+    match ask(&asks, |answer| Ask::Document(path, answer)).await {
         Some(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
         None => unavailable(),
     }

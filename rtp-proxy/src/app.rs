@@ -1,0 +1,292 @@
+//! Builds every part of `rtp-proxy standalone`, in order, and runs the control loop until it is over.
+//!
+//! Start: descriptors, workers, listeners, session logic, then the first connection is accepted. End: no new
+//! connection, BYE and TEARDOWN, workers.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use msm_control_plane::ControlPlane;
+use msm_control_plane::config::ConfigError;
+use msm_fastpath::DropReason;
+use msm_graph::PortPair;
+use msm_rtsp::conn::ConnLimits;
+use msm_runtime::admin::{self, Ask, Health};
+use msm_runtime::drain::{Drain, Phase};
+use msm_runtime::metrics::Metrics;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::banner;
+use crate::bind::{self, BindError};
+use crate::config::Config;
+use crate::front;
+use crate::standalone::{OsEntropy, Standalone};
+use crate::stats::Snapshot;
+use crate::status;
+use crate::user::{WorkerConfig, Workers};
+
+/// Path of the status document.
+pub const STREAMS: &str = "/v1/streams";
+
+/// Events of workers and connections that may wait for the control loop; a worker that finds it full waits.
+const EVENTS: usize = 1024;
+
+/// Events that are handled before timers, signals and the admin listener get their turn again.
+const BATCH: usize = 64;
+
+/// Longest time a worker may take to answer before it counts as stuck.
+const LOOP_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Stream states in `msm_streams`, present from the start.
+const STREAM_STATES: [&str; 4] = ["idle", "opening", "active", "away"];
+
+/// What ends the process.
+#[derive(Debug)]
+pub enum Stop {
+    /// SIGTERM and Ctrl-C.
+    Signals,
+    /// Each item counts as one signal; for those who run the proxy inside another program.
+    Channel(mpsc::Receiver<()>),
+}
+
+/// Where everything listens once it does.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// RTSP.
+    pub rtsp: SocketAddr,
+    /// Admin.
+    pub admin: SocketAddr,
+    /// UDP ports towards viewers.
+    pub players: PortPair,
+}
+
+/// Why the proxy could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A listening port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A setting that only the session logic can judge.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The workers or their ports.
+    #[error("cannot start the data path: {0}")]
+    Workers(std::io::Error),
+    /// The runtime, a signal handler.
+    #[error("cannot start the runtime")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// Name, version, and whether the kernel programs are in this binary.
+pub fn version() -> String {
+    let kernel = if crate::kernel::OBJECT.is_some() { "embedded" } else { "not embedded (user path only)" };
+    format!("rtp-proxy {} ({COMMIT}), kernel programs {kernel}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The commit that this binary was built from, where the build knew it.
+const COMMIT: &str = match option_env!("MSM_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown commit",
+};
+
+/// Runs until it is told to stop. `ready` is called once, when everything listens.
+///
+/// # Errors
+/// What kept it from starting. Once it runs it ends with `Ok`.
+pub fn run(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<(), AppError> {
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = LocalSet::new().block_on(&runtime, serve(config, stop, ready));
+    // Connections to cameras that are still being resolved are not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(50));
+    result
+}
+
+async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<(), AppError> {
+    let rtsp = bind::listen(config.rtsp, "--rtsp")?;
+    let admin = bind::listen(config.admin, "--admin")?;
+    let plane = ControlPlane::new(config.plane.clone(), Box::new(OsEntropy))?;
+    let (events, mut user) = mpsc::channel(EVENTS);
+    let workers = Workers::start(worker_config(&config), events).map_err(AppError::Workers)?;
+    let addresses =
+        Addresses { rtsp: rtsp.local_addr()?, admin: admin.local_addr()?, players: workers.player_ports() };
+    banner::print(&config, &addresses, &version());
+    for warning in config.warnings.iter().chain(workers.warnings()) {
+        warn!(event = "config.warning", "{warning}");
+    }
+
+    let reasons = DropReason::ALL.map(DropReason::as_str);
+    let metrics = Rc::new(Metrics::new(env!("CARGO_PKG_VERSION"), COMMIT, &reasons, &STREAM_STATES));
+    let limits = ConnLimits::default();
+    let (mut standalone, mut done) =
+        Standalone::new(plane, workers.installer(), limits, config.max_connections, Rc::clone(&metrics));
+    let (accepted_tx, mut accepted) = mpsc::channel(front::QUEUE);
+    let accepting = tokio::task::spawn_local(front::accept(TcpListener::from_std(rtsp)?, accepted_tx));
+    let (asks_tx, mut asks) = mpsc::channel(admin::QUEUE);
+    let admin = TcpListener::from_std(admin)?;
+    let router = admin::router(asks_tx, &[STREAMS]);
+    let serving = tokio::spawn(async move { axum::serve(admin, router).await });
+    let mut stop = Stopping::new(stop)?;
+    let mut drain = Drain::new(config.drain);
+    ready(addresses);
+
+    while !standalone.is_finished() && drain.phase() != Phase::Over {
+        let wake = [standalone.poll_timeout(), drain.poll_timeout()].into_iter().flatten().min();
+        tokio::select! {
+            () = stop.signalled() => {
+                let phase = drain.handle_signal(std::time::Instant::now());
+                shut_down(&mut standalone, phase, config.drain);
+                accepting.abort();
+            }
+            Some(event) = user.recv() => {
+                standalone.handle_user(event);
+                for _ in 1..BATCH {
+                    let Ok(event) = user.try_recv() else { break };
+                    standalone.handle_user(event);
+                }
+            }
+            Some(result) = done.recv() => standalone.handle_done(result),
+            () = sleep_until(wake) => {
+                let before = drain.phase();
+                let phase = drain.handle_timeout(std::time::Instant::now());
+                if phase != before {
+                    shut_down(&mut standalone, phase, Duration::ZERO);
+                }
+                standalone.handle_timeout();
+            }
+            Some(connection) = accepted.recv() => standalone.handle_accepted(connection),
+            Some(ask) = asks.recv() => answer(ask, &standalone, &workers, &metrics, drain.phase()),
+        }
+    }
+    serving.abort();
+    info!(event = "drain.done", finished = standalone.is_finished(), "stopped");
+    workers.stop();
+    Ok(())
+}
+
+fn shut_down(standalone: &mut Standalone, phase: Phase, patience: Duration) {
+    match phase {
+        Phase::Draining(_) => {
+            info!(event = "drain.started", "forwarding until no viewer is left, at most {patience:?}");
+            standalone.handle_shutdown(patience);
+        }
+        Phase::Ending(_) => {
+            info!(event = "ending", "BYE to every viewer, TEARDOWN to every camera");
+            standalone.handle_shutdown(Duration::ZERO);
+        }
+        Phase::Running | Phase::Over => {}
+    }
+}
+
+/// Answers beside the loop: that the question arrived here has measured this loop, the reading measures the
+/// workers'.
+fn answer(ask: Ask, standalone: &Standalone, workers: &Workers, metrics: &Rc<Metrics>, phase: Phase) {
+    let reading = workers.snapshot();
+    let streams = standalone.plane().streams();
+    let sessions = standalone.plane().session_count();
+    let metrics = Rc::clone(metrics);
+    tokio::task::spawn_local(async move {
+        let read: Result<Snapshot, _> = tokio::time::timeout(LOOP_DEADLINE, reading).await;
+        match ask {
+            Ask::Live(to) => {
+                let _ = to.send(Health::new().with("workers", workers_turn(&read)));
+            }
+            Ask::Ready(to) => {
+                let accepting = match phase {
+                    Phase::Running => Ok("accepting".to_owned()),
+                    _ => Err("ending".to_owned()),
+                };
+                let _ = to.send(Health::new().with("workers", workers_turn(&read)).with("rtsp", accepting));
+            }
+            Ask::Metrics(to) => {
+                let snapshot = read.unwrap_or_default();
+                let _ = to.send(metrics.expose(&status::sample(&streams, sessions, &snapshot)));
+            }
+            Ask::Document(_, to) => {
+                // Without an answer of the workers the question stays unanswered: 503.
+                if let Ok(snapshot) = read {
+                    let document = status::streams(&streams, &snapshot);
+                    let _ = to.send(serde_json::to_string(&document).expect("plain data always serialises"));
+                }
+            }
+        }
+    });
+}
+
+fn workers_turn<E>(read: &Result<Snapshot, E>) -> Result<String, String> {
+    match read {
+        Ok(_) => Ok("every packet loop answered".to_owned()),
+        Err(_) => Err(format!("a packet loop did not answer within {LOOP_DEADLINE:?}")),
+    }
+}
+
+async fn sleep_until(at: Option<std::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(Instant::from_std(at)).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn worker_config(config: &Config) -> WorkerConfig {
+    let unspecified = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    let player_addresses = match config.rtsp.ip() {
+        IpAddr::V6(ip) if ip.is_unspecified() => unspecified.to_vec(),
+        ip => vec![ip],
+    };
+    let (first, last) = (*config.rtp_ports.start(), *config.rtp_ports.end());
+    let input_ports = if first == 0 { 0..=0 } else { first + 2..=last };
+    WorkerConfig {
+        threads: config.workers,
+        player_port: first,
+        player_addresses,
+        input_ports,
+        ..WorkerConfig::default()
+    }
+}
+
+/// A thousand viewers need more than the 1,024 descriptors that most systems start with.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard));
+    if let Err(error) = raised {
+        warn!(event = "config.warning", "cannot raise the limit of open files: {error}");
+    }
+}
+
+/// What ends the process, as something that can be awaited again and again.
+enum Stopping {
+    Signals(tokio::signal::unix::Signal, tokio::signal::unix::Signal),
+    Channel(mpsc::Receiver<()>),
+}
+
+impl Stopping {
+    fn new(stop: Stop) -> std::io::Result<Self> {
+        Ok(match stop {
+            Stop::Signals => {
+                Self::Signals(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+            }
+            Stop::Channel(receiver) => Self::Channel(receiver),
+        })
+    }
+
+    async fn signalled(&mut self) {
+        let open = match self {
+            Self::Signals(term, int) => tokio::select! { s = term.recv() => s, s = int.recv() => s },
+            Self::Channel(receiver) => receiver.recv().await,
+        };
+        // A sender that is gone can never stop us again.
+        if open.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

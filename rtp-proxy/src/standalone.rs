@@ -1,0 +1,341 @@
+//! Embeds the control plane: executes its actions, feeds it what happened, counts and logs.
+//!
+//! The only caller of the seam in this process. Decides nothing about sessions or streams.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use msm_control_plane::event::{Action, ConnEnd, Event, Note, NoteLevel, Now, OpToken};
+use msm_control_plane::{ControlPlane, event::Entropy};
+use msm_graph::{ConnId, LegOp, RowOp};
+use msm_rtsp::conn::{ConnLimits, Role};
+use msm_rtsp::message::{Method, Request};
+use msm_runtime::metrics::Metrics;
+use msm_runtime::telemetry::{LineLimiter, escape, redact};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tracing::{debug, info, warn};
+
+use crate::dial;
+use crate::front::{Accepted, canonical};
+use crate::install::Installer;
+use crate::user::UserEvent;
+use crate::user::tcp::ConnHandle;
+
+/// Results that may wait for the control loop.
+const RESULTS: usize = 1024;
+
+/// Lines about one peer or stream and event, per [`LINE_INTERVAL`].
+const LINE_BURST: u32 = 5;
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The result of something that was started and did not block the loop.
+#[derive(Debug)]
+pub enum Done {
+    /// For the control plane as it is.
+    Event(Event),
+    /// A camera answered, or did not.
+    Dialled(ConnId, Result<TcpStream, dial::DialError>),
+}
+
+/// Random bytes of the operating system.
+#[derive(Debug)]
+pub struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&mut self, buf: &mut [u8]) {
+        getrandom::fill(buf).expect("the kernel's random numbers never fail once the system is up");
+    }
+}
+
+/// A connection as the control loop sees it.
+#[derive(Debug)]
+struct Open {
+    handle: ConnHandle,
+    accepted: bool,
+    /// Methods of requests that wait for their answer, oldest first.
+    waiting: VecDeque<&'static str>,
+}
+
+/// The control plane and everything it has open.
+#[derive(Debug)]
+pub struct Standalone {
+    plane: ControlPlane,
+    installer: Installer,
+    limits: ConnLimits,
+    max_connections: usize,
+    open: HashMap<ConnId, Open>,
+    accepted: usize,
+    next_conn: u64,
+    dialling: HashMap<ConnId, AbortHandle>,
+    results: mpsc::Sender<Done>,
+    /// Events that executing an action brought about.
+    echoes: VecDeque<Event>,
+    metrics: Rc<Metrics>,
+    lines: LineLimiter<(&'static str, String)>,
+    finished: bool,
+}
+
+impl Standalone {
+    /// The executor, and the receiver whose items go to [`Standalone::handle_done`].
+    pub fn new(
+        plane: ControlPlane,
+        installer: Installer,
+        limits: ConnLimits,
+        max_connections: usize,
+        metrics: Rc<Metrics>,
+    ) -> (Self, mpsc::Receiver<Done>) {
+        let (results, done) = mpsc::channel(RESULTS);
+        let standalone = Self {
+            plane,
+            installer,
+            limits,
+            max_connections,
+            open: HashMap::new(),
+            accepted: 0,
+            next_conn: 1,
+            dialling: HashMap::new(),
+            results,
+            echoes: VecDeque::new(),
+            metrics,
+            lines: LineLimiter::new(LINE_BURST, LINE_INTERVAL),
+            finished: false,
+        };
+        (standalone, done)
+    }
+
+    /// The session logic, to be looked at.
+    pub fn plane(&self) -> &ControlPlane {
+        &self.plane
+    }
+
+    /// Whether every leg and every source has ended after [`Event::Shutdown`].
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Somebody connected.
+    pub fn handle_accepted(&mut self, accepted: Accepted) {
+        let Accepted { stream, peer, local } = accepted;
+        if self.accepted >= self.max_connections {
+            self.reject(peer, "connections");
+            return;
+        }
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        self.accepted += 1;
+        let handle = self.installer.spawn_conn(stream, conn, Role::Server, self.limits.clone());
+        self.open.insert(conn, Open { handle, accepted: true, waiting: VecDeque::new() });
+        self.handle(Event::Accepted { conn, peer, local });
+    }
+
+    /// The data path or a connection has news.
+    pub fn handle_user(&mut self, event: UserEvent) {
+        match event {
+            UserEvent::Request { conn, request } => {
+                if let Some(open) = self.open.get_mut(&conn) {
+                    open.waiting.push_back(method_label(&request));
+                }
+                self.handle(Event::Request { conn, request });
+            }
+            UserEvent::Response { conn, response } => self.handle(Event::Response { conn, response }),
+            UserEvent::Closed { conn, end } => {
+                self.installer.forget_conn(conn);
+                if self.open.remove(&conn).is_some_and(|open| open.accepted) {
+                    self.accepted -= 1;
+                }
+                self.handle(Event::Closed { conn, end });
+            }
+            UserEvent::Report(report) => self.handle(Event::Report(report)),
+            UserEvent::Rejected { peer, reason } => self.reject(peer, reason),
+        }
+    }
+
+    /// Something that was started has ended.
+    pub fn handle_done(&mut self, done: Done) {
+        match done {
+            Done::Event(event) => self.handle(event),
+            Done::Dialled(conn, result) => {
+                // Closed while it was being opened: the control plane has been told.
+                if self.dialling.remove(&conn).is_none() {
+                    return;
+                }
+                let result = result.map_err(|error| error.to_string()).and_then(|stream| {
+                    let ends = stream.local_addr().and_then(|local| Ok((local, stream.peer_addr()?)));
+                    let (local, peer) = ends.map_err(|error| error.to_string())?;
+                    let handle = self.installer.spawn_conn(stream, conn, Role::Client, self.limits.clone());
+                    self.open.insert(conn, Open { handle, accepted: false, waiting: VecDeque::new() });
+                    Ok((canonical(local), canonical(peer)))
+                });
+                self.handle(Event::Dialled { conn, result });
+            }
+        }
+    }
+
+    /// The process is to end.
+    pub fn handle_shutdown(&mut self, drain: Duration) {
+        self.handle(Event::Shutdown { drain });
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self) {
+        self.plane.handle_timeout(now());
+        self.execute();
+    }
+
+    /// When [`Standalone::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.plane.poll_timeout()
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.plane.handle_event(now(), event);
+        self.execute();
+    }
+
+    fn execute(&mut self) {
+        loop {
+            while let Some(action) = self.plane.poll_action() {
+                self.execute_one(action);
+            }
+            let Some(echo) = self.echoes.pop_front() else { return };
+            self.plane.handle_event(now(), echo);
+        }
+    }
+
+    fn execute_one(&mut self, action: Action) {
+        match action {
+            Action::Reply { conn, response, close } => {
+                let Some(open) = self.open.get_mut(&conn) else { return };
+                if let Some(method) = open.waiting.pop_front() {
+                    self.metrics.observe_request(method, response.status.0);
+                }
+                open.handle.reply(response, close);
+            }
+            Action::ReleaseMedia { conn, channels } => {
+                self.with_conn(conn, |handle| handle.release_media(channels));
+            }
+            Action::Session { conn, exists } => self.with_conn(conn, |handle| handle.set_session(exists)),
+            Action::Send { conn, request } => self.with_conn(conn, |handle| handle.send(request)),
+            Action::Close { conn } => {
+                if let Some(attempt) = self.dialling.remove(&conn) {
+                    attempt.abort();
+                    self.echoes.push_back(Event::Closed { conn, end: ConnEnd::Asked });
+                }
+                self.with_conn(conn, ConnHandle::close);
+            }
+            Action::Dial { conn, host, port, stream: _ } => self.dial(conn, host, port),
+            Action::Row { token, op } => self.submit_row(token, op),
+            Action::Leg { token, op } => self.submit_leg(token, op),
+            Action::Note(note) => self.note(&note),
+            Action::Finished => self.finished = true,
+        }
+    }
+
+    fn with_conn(&self, conn: ConnId, act: impl FnOnce(&ConnHandle)) {
+        // A connection that has just gone: its Closed is on its way.
+        if let Some(open) = self.open.get(&conn) {
+            act(&open.handle);
+        }
+    }
+
+    fn dial(&mut self, conn: ConnId, host: String, port: u16) {
+        let results = self.results.clone();
+        let task = tokio::task::spawn_local(async move {
+            let result = dial::dial(&host, port).await;
+            let _ = results.send(Done::Dialled(conn, result)).await;
+        });
+        self.dialling.insert(conn, task.abort_handle());
+    }
+
+    fn submit_row(&self, token: OpToken, op: RowOp) {
+        // The call fixes the order; only the answer is awaited beside the loop.
+        let answer = self.installer.submit_row(op);
+        let results = self.results.clone();
+        tokio::task::spawn_local(async move {
+            let result = answer.await;
+            let _ = results.send(Done::Event(Event::RowDone { token, result })).await;
+        });
+    }
+
+    fn submit_leg(&self, token: OpToken, op: LegOp) {
+        let answer = self.installer.submit_leg(op);
+        let results = self.results.clone();
+        tokio::task::spawn_local(async move {
+            let result = answer.await;
+            let _ = results.send(Done::Event(Event::LegDone { token, result })).await;
+        });
+    }
+
+    fn reject(&mut self, peer: SocketAddr, reason: &'static str) {
+        self.metrics.observe_rejected(reason);
+        if let Some(suppressed) = self.lines.admit(Instant::now(), (reason, peer.ip().to_string())) {
+            warn!(event = "input.rejected", %peer, reason, suppressed, "input rejected");
+        }
+    }
+
+    fn note(&mut self, note: &Note) {
+        self.metrics.observe_event(note.event);
+        let field = |name: &str| note.fields.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str());
+        if let Some(millis) = field("join_millis").and_then(|v| v.parse().ok()) {
+            self.metrics.observe_join(field("warm") == Some("true"), Duration::from_millis(millis));
+        }
+        let about = field("peer").map(|peer| peer.rsplit_once(':').map_or(peer, |(ip, _)| ip));
+        let about = about.or_else(|| field("stream_id")).or_else(|| field("stream")).unwrap_or_default();
+        let Some(suppressed) = self.lines.admit(Instant::now(), (note.event, about.to_owned())) else {
+            return;
+        };
+        let suppressed = (suppressed > 0).then_some(suppressed);
+        let shown = |name: &str| field(name).map(|value| escape(&redact(value)).to_string());
+        let named = ["stream_id", "stream", "session_id", "peer", "reason"];
+        let rest: Vec<_> = note.fields.iter().filter(|(name, _)| !named.contains(name)).collect();
+        let detail = rest.iter().map(|(n, v)| format!("{n}={}", escape(&redact(v)))).collect::<Vec<_>>();
+        let detail = (!detail.is_empty()).then(|| detail.join(" "));
+        macro_rules! line {
+            ($level:ident) => {
+                $level!(
+                    event = note.event,
+                    stream_id = shown("stream_id"),
+                    stream = shown("stream"),
+                    session_id = shown("session_id"),
+                    peer = shown("peer"),
+                    reason = shown("reason"),
+                    detail,
+                    suppressed,
+                )
+            };
+        }
+        match note.level {
+            NoteLevel::Debug => line!(debug),
+            NoteLevel::Info => line!(info),
+            NoteLevel::Warn => line!(warn),
+        }
+    }
+}
+
+/// Both clocks.
+fn now() -> Now {
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Now { instant: Instant::now(), unix }
+}
+
+/// The method as a metric label: a closed set, whatever peers send.
+fn method_label(request: &Request) -> &'static str {
+    match request.method {
+        Method::Announce => "ANNOUNCE",
+        Method::Describe => "DESCRIBE",
+        Method::GetParameter => "GET_PARAMETER",
+        Method::Options => "OPTIONS",
+        Method::Pause => "PAUSE",
+        Method::Play => "PLAY",
+        Method::Record => "RECORD",
+        Method::Redirect => "REDIRECT",
+        Method::Setup => "SETUP",
+        Method::SetParameter => "SET_PARAMETER",
+        Method::Teardown => "TEARDOWN",
+        _ => "other",
+    }
+}

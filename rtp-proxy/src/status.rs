@@ -1,0 +1,197 @@
+//! What is going on, for people and programs: `GET /v1/streams`, and the sample behind `/metrics`.
+//!
+//! Pure: merges what the session logic knows with one reading of the data path.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use msm_control_plane::StreamStatus;
+use msm_graph::StreamId;
+use msm_runtime::metrics::{RtpTotals, Sample, StreamSample};
+use serde::Serialize;
+
+use crate::stats::{LegStats, Snapshot, StreamStats};
+
+/// Rung of every leg that the workers carry.
+const RUNG: &str = "user";
+
+/// Body of `GET /v1/streams`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Streams {
+    /// Every stream that is configured or published, by name.
+    pub streams: Vec<Stream>,
+}
+
+/// One stream.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Stream {
+    /// Path without the leading `/`.
+    pub name: String,
+    /// What it is doing, from a closed set.
+    pub state: &'static str,
+    /// Where its media comes from.
+    pub source: Option<Source>,
+    /// Tracks in SDP order; empty until they are known.
+    pub tracks: Vec<Track>,
+    /// Viewers.
+    pub legs: Vec<Leg>,
+}
+
+/// Where the media of a stream comes from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Source {
+    /// `pull` or `publish`.
+    pub kind: &'static str,
+    /// `udp` or `tcp`; `null` while nothing is set up.
+    pub transport: Option<&'static str>,
+    /// Address of the camera's or publisher's RTSP connection.
+    pub peer: Option<String>,
+}
+
+/// One track as it arrives.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Track {
+    /// Encoding name.
+    pub codec: String,
+    /// RTP clock rate in Hz.
+    pub clock_rate: u32,
+    /// RTP packets that arrived.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Gaps on arrival.
+    pub lost: u64,
+    /// Interarrival jitter (RFC 3550 A.8).
+    pub jitter_seconds: f64,
+}
+
+/// One viewer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Leg {
+    /// Address of its RTSP connection.
+    pub peer: String,
+    /// `udp` or `tcp`.
+    pub transport: &'static str,
+    /// What carries it.
+    pub rung: &'static str,
+    /// `disabled`, `armed`, `active` or `paused`.
+    pub state: &'static str,
+    /// RTP packets sent to it.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Lost by the viewer's own report; `null` until it made one.
+    pub lost: Option<u64>,
+    /// Jitter by the viewer's own report; `null` until it made one.
+    pub jitter_seconds: Option<f64>,
+    /// Packets it did not get, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+impl From<&LegStats> for Leg {
+    fn from(leg: &LegStats) -> Self {
+        Self {
+            peer: leg.peer.to_string(),
+            transport: leg.transport,
+            rung: RUNG,
+            state: leg.state,
+            packets: leg.packets,
+            bytes: leg.bytes,
+            lost: leg.lost,
+            jitter_seconds: leg.jitter.map(|jitter| jitter.as_secs_f64()),
+            dropped: leg.dropped.iter().copied().collect(),
+        }
+    }
+}
+
+/// Everything that is known about the streams.
+pub fn streams(plane: &[StreamStatus], snapshot: &Snapshot) -> Streams {
+    let by_id = index(snapshot);
+    let mut streams: Vec<_> = plane.iter().map(|status| stream(status, data_of(&by_id, status))).collect();
+    streams.sort_by(|a, b| a.name.cmp(&b.name));
+    Streams { streams }
+}
+
+fn index(snapshot: &Snapshot) -> HashMap<StreamId, &StreamStats> {
+    snapshot.streams.iter().map(|stats| (stats.stream, stats)).collect()
+}
+
+fn data_of<'a>(by_id: &HashMap<StreamId, &'a StreamStats>, status: &StreamStatus) -> Option<&'a StreamStats> {
+    by_id.get(&status.stream?).copied()
+}
+
+fn stream(status: &StreamStatus, data: Option<&StreamStats>) -> Stream {
+    let tracks = data.map(|data| data.tracks.as_slice()).unwrap_or_default();
+    let source = status.source.as_ref().map(|source| Source {
+        kind: source.kind,
+        transport: source.transport.or_else(|| tracks.iter().find_map(|track| track.transport)),
+        peer: source.peer.map(|peer| peer.to_string()),
+    });
+    Stream {
+        name: status.name.clone(),
+        state: status.state,
+        source,
+        tracks: tracks
+            .iter()
+            .map(|track| Track {
+                codec: track.codec.clone(),
+                clock_rate: track.clock_rate,
+                packets: track.packets,
+                bytes: track.bytes,
+                lost: track.lost,
+                jitter_seconds: track.jitter.as_secs_f64(),
+            })
+            .collect(),
+        legs: data.iter().flat_map(|data| &data.legs).map(Leg::from).collect(),
+    }
+}
+
+/// The same reading as metrics: sums over legs and tracks, no viewer by itself.
+pub fn sample(plane: &[StreamStatus], sessions: usize, snapshot: &Snapshot) -> Sample {
+    let by_id = index(snapshot);
+    let mut threads: Vec<_> = snapshot.threads.iter().map(|t| (t.thread.clone(), t.cpu)).collect();
+    threads.push(("control".to_owned(), thread_cpu()));
+    Sample {
+        streams: plane.iter().map(|status| stream_sample(status, data_of(&by_id, status))).collect(),
+        dropped: snapshot.drops.clone(),
+        queues: snapshot.queues.iter().map(|q| (q.queue, q.depth, q.dropped)).collect(),
+        sockets: snapshot.sockets.iter().map(|s| (s.socket, s.receive_buffer, s.overflows)).collect(),
+        threads,
+        sessions: sessions as u64,
+    }
+}
+
+fn stream_sample(status: &StreamStatus, data: Option<&StreamStats>) -> StreamSample {
+    let mut sample =
+        StreamSample { name: status.name.clone(), state: status.state, ..StreamSample::default() };
+    let Some(data) = data else { return sample };
+    for track in &data.tracks {
+        sample.tracks.push((track.codec.clone(), track.clock_rate));
+        sample.received.packets += track.packets;
+        sample.received.bytes += track.bytes;
+        sample.received.lost += track.lost;
+        sample.received.reordered += track.reordered;
+        sample.received.duplicate += track.duplicate;
+        sample.received.jitter = sample.received.jitter.max(track.jitter);
+    }
+    let count = |kind| data.legs.iter().filter(|leg| leg.transport == kind).count() as u64;
+    sample.legs = vec![("udp", count("udp")), ("tcp", count("tcp"))];
+    sample.round_trip = data.legs.iter().filter_map(|leg| leg.rtt).max();
+    sample.sent = RtpTotals {
+        packets: data.out_packets,
+        bytes: data.out_bytes,
+        jitter: data.legs.iter().filter_map(|leg| leg.jitter).max().unwrap_or_default(),
+        ..RtpTotals::default()
+    };
+    sample
+}
+
+/// CPU time of the calling thread.
+fn thread_cpu() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map(Duration::from)
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;
