@@ -100,3 +100,28 @@ fn a_stream_name_cannot_break_the_text() {
     let text = metrics().expose(&Sample { streams: vec![stream("a\"} 1\nb", 1)], ..Sample::default() });
     assert!(text.lines().all(|l| l.starts_with('#') || l.starts_with("msm_")), "{text}");
 }
+
+#[test]
+fn every_metric_is_documented_and_every_documented_metric_exists() {
+    let metrics = metrics();
+    metrics.observe_request("PLAY", 200);
+    metrics.observe_join(false, Duration::ZERO);
+    metrics.observe_rejected("malformed");
+    metrics.observe_event("leg.playing");
+    let sample = Sample {
+        streams: vec![stream("cam1", 1)],
+        queues: vec![("interleaved", 0, 0)],
+        sockets: vec![("player_rtp", 0, 0)],
+        threads: vec![("control".to_owned(), Duration::ZERO)],
+        ..Sample::default()
+    };
+    let text = to_text(&metrics.expose(&sample));
+    let types = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next());
+    let mut exported: Vec<_> = types.collect();
+    let docs = include_str!("../../../../docs/metrics.md");
+    let mut documented: Vec<_> =
+        docs.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next()).collect();
+    exported.sort_unstable();
+    documented.sort_unstable();
+    assert_eq!(exported, documented);
+}
