@@ -93,7 +93,8 @@ fn hidden_hosts(sdp: &Sdp, edit: &ViewerEdit) -> Vec<String> {
         let text = String::from_utf8_lossy(line.value());
         let mut words = text.split_ascii_whitespace();
         let host = match line.kind() {
-            b'o' => words.nth(5),
+            // The last word: Tapo and TP-Link have a field more than they should.
+            b'o' => words.next_back(),
             b'c' => words.nth(2),
             _ => None,
         };
