@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 
 pub mod auth;
+pub mod client;
 pub mod conn;
 pub mod demux;
 pub mod headers;
@@ -16,6 +17,7 @@ pub mod message;
 pub mod parse;
 pub mod quirks;
 pub mod sdp;
+pub mod server;
 pub mod transport;
 pub mod url;
 pub mod write;
