@@ -137,9 +137,16 @@ pub enum Action {
         /// RTP channels that may flow now; RTCP is channel + 1 or as the leg says.
         channels: Vec<u8>,
     },
-    /// Open a connection to a camera from this node.
+    /// Whether a session lives on an accepted connection: suspends its idle deadline.
+    Session {
+        /// The connection.
+        conn: ConnId,
+        /// Whether there is one.
+        exists: bool,
+    },
+    /// Open a connection to a camera from this node. [`Action::Close`] also ends an attempt.
     Dial {
-        /// The id it will have.
+        /// The id it will have; those have the highest bit set, which ids of accepted connections have not.
         conn: ConnId,
         /// Host name or address literal without brackets.
         host: String,

@@ -1,0 +1,815 @@
+//! RTSP sessions: drives `msm_rtsp::server`, turns its steps into row and leg operations, and answers
+//! when they are acknowledged: SETUP after the leg is attached, PLAY after its gate is armed.
+//!
+//! Publishers' half is `sessions/publish.rs`.
+
+mod publish;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use msm_graph::{ConnId, LegEncap, LegId, LegOp, LegSpec, LegStart, LegState, LegTrack, StreamId, TrackId};
+use msm_rtsp::headers::{Range, RtpInfo};
+use msm_rtsp::message::{Method, Request, Response, Status};
+use msm_rtsp::server::{self, Role, ServerSession, SessionTimes, State, Step};
+use msm_rtsp::transport::{
+    ChannelRange, LinkSecurity, LowerPolicy, LowerTransport, PortRange, TransportPolicy, TransportSpec,
+    check_destination, negotiate, parse_transport,
+};
+use msm_rtsp::url::{RequestTarget, ResourceUrl, content_base, track_url};
+
+use crate::catalog::Source;
+use crate::conns::{Ticket, Wait, overload};
+use crate::event::{Action, NoteLevel, Now, OpError};
+use crate::quota::{Excess, Identity};
+use crate::streams::Wanted;
+use crate::timer::Wake;
+use crate::{ControlPlane, Operation};
+
+/// How much of our reply time a gate may wait for a first packet.
+const GATE_SHARE: f32 = 0.9;
+
+/// The same where packets have been flowing, and where the source is known to be away: the answer then
+/// goes without RTP-Info, the gate stays armed (RTSP-31).
+const GATE_WAIT_KNOWN: Duration = Duration::from_millis(1000);
+
+/// Names a session inside the process; never leaves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SessionKey(pub(crate) u64);
+
+/// One RTSP session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) server: ServerSession,
+    pub(crate) conn: Option<ConnId>,
+    pub(crate) peer: SocketAddr,
+    local: IpAddr,
+    identity: Identity,
+    pub(crate) stream: StreamId,
+    /// Name that its viewer uses.
+    name: String,
+    /// Of a viewer's; a publisher's stands for its place in the status only.
+    pub(crate) leg: LegId,
+    tracks: Vec<LegTrack>,
+    /// `Content-Base` of its track URLs.
+    base: String,
+    /// Whether a leg was ever asked for.
+    attached: bool,
+    /// Whether it is one of the stream's `playing`.
+    counted: bool,
+    /// Whether its PLAY waits for the gate.
+    starting: bool,
+    legs_counted: u32,
+    lost_at: Option<Instant>,
+    began: Instant,
+    armed: Option<Instant>,
+}
+
+/// A SETUP that waits for the packet path.
+#[derive(Debug)]
+pub(crate) struct PendingSetup {
+    key: SessionKey,
+    media: usize,
+    offer: TransportSpec,
+    channels: Option<ChannelRange>,
+    /// What to put back if it fails: the track as it was.
+    before: Option<LegTrack>,
+}
+
+/// What follows the end of a leg.
+#[derive(Debug, Clone, Copy)]
+enum Farewell {
+    /// Nothing: its viewer is gone.
+    Silent,
+    /// BYE, then the connection is closed (RTP-24).
+    Bye,
+    /// The answer to TEARDOWN.
+    Answer(Ticket),
+}
+
+impl ControlPlane {
+    /// The session of this id, if the connection may use it: interleaved ones live and die with theirs
+    /// (RTSP-21), and nobody uses another's (RTSP-20).
+    pub(crate) fn find_session(&self, conn: ConnId, id: &str) -> Option<SessionKey> {
+        let key = *self.session_ids.get(id)?;
+        let session = self.sessions.get(&key)?;
+        let is_own = session.conn == Some(conn);
+        let peer = self.conns.get(&conn)?.peer.ip();
+        let may_move = session.server.lower() == LowerTransport::Udp && session.peer.ip() == peer;
+        (is_own || may_move).then_some(key)
+    }
+
+    /// A request of the session: it lives, and on this connection.
+    pub(crate) fn touch_session(&mut self, now: Now, key: SessionKey, conn: ConnId) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.server.touch(now.instant);
+        if session.conn.is_none() {
+            session.conn = Some(conn);
+            session.lost_at = None;
+            self.bind_conn(key, conn);
+        }
+    }
+
+    fn bind_conn(&mut self, key: SessionKey, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if conn.sessions.is_empty() {
+            self.actions.push_back(Action::Session { conn: id, exists: true });
+        }
+        conn.sessions.insert(key);
+    }
+
+    /// PLAY, PAUSE, RECORD, TEARDOWN and the keepalives of a session.
+    pub(crate) fn handle_session_request(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        request: &Request,
+        target: &RequestTarget,
+        key: SessionKey,
+    ) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let is_harmless = matches!(
+            request.method,
+            Method::Pause | Method::Teardown | Method::GetParameter | Method::SetParameter
+        );
+        // Who sends on the session's own connection has shown its credentials there; keepalives would
+        // otherwise die with the nonce, since players do not look at their answers.
+        if !(is_harmless && session.conn == Some(id)) {
+            let name = session.name.clone();
+            let Some(identity) = self.authorize(now, id, &name, request) else { return };
+            if self.sessions.get(&key).is_some_and(|session| session.identity != identity) {
+                return self.answer_status(id, Status::SESSION_NOT_FOUND);
+            }
+        }
+        let media = match self.media_of(key, target) {
+            Ok(media) => media,
+            Err(status) => return self.answer_status(id, status),
+        };
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        match session.server.handle_request(now.instant, request, media) {
+            Step::Respond(response) => {
+                let response = response.with("Session", session.server.header());
+                self.answer(id, response);
+            }
+            Step::Start => self.play(now, id, key),
+            Step::Record => self.record(now, id, key),
+            Step::Stop => self.pause(now, id, key),
+            Step::Remove(media) => self.remove_media(now, id, key, media),
+            Step::End => {
+                let ticket = self.ticket(id);
+                self.wait(id, Wait::End);
+                self.finish_session(now, key, "teardown", Farewell::Answer(ticket));
+            }
+            // SETUP has its own way here.
+            Step::SetUp(_) => self.answer_status(id, Status::BAD_REQUEST),
+        }
+    }
+
+    /// Which media of its session a URL names.
+    fn media_of(&self, key: SessionKey, target: &RequestTarget) -> Result<Option<usize>, Status> {
+        let Some(session) = self.sessions.get(&key) else { return Err(Status::SESSION_NOT_FOUND) };
+        let RequestTarget::Resource(url) = target else { return Ok(None) };
+        match session.server.role() {
+            Role::Play if url.name == session.name => Ok(url.track),
+            Role::Play => Err(Status::SESSION_NOT_FOUND),
+            Role::Record => Ok(self.published_media(session.stream, url)),
+        }
+    }
+
+    /// SETUP of a viewer, or of a publisher whose ANNOUNCE came on this connection (RTSP-26).
+    pub(crate) fn set_up(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        request: &Request,
+        target: &RequestTarget,
+        session: Option<SessionKey>,
+    ) {
+        let Some(url) = self.resource(id, target) else { return };
+        let announced = self.conns.get(&id).and_then(|conn| conn.announced);
+        let publishes = match session.and_then(|key| self.sessions.get(&key)) {
+            Some(session) => (session.server.role() == Role::Record).then_some(session.stream),
+            None => announced.filter(|stream| self.is_published_url(*stream, url)),
+        };
+        if let Some(stream) = publishes {
+            return self.set_up_record(now, id, request, url, stream, session);
+        }
+        let Some(identity) = self.authorize(now, id, &url.name, request) else { return };
+        if self.ending.is_some() && session.is_none() {
+            return self.answer(id, overload());
+        }
+        let Some(offers) = self.offers(id, request) else { return };
+        let Some(stream) = self.find_stream(now, &url.name) else {
+            return self.answer_status(id, Status::NOT_FOUND);
+        };
+        if let Some(session) = session.and_then(|key| self.sessions.get(&key))
+            && (session.stream != stream || session.identity != identity)
+        {
+            return self.answer_status(id, Status::AGGREGATE_NOT_ALLOWED);
+        }
+        let description = match self.want_description(now, stream, id, false) {
+            Wanted::Waiting => return,
+            Wanted::Failed(status) => return self.answer_status(id, status),
+            Wanted::Ready(description) => description,
+        };
+        // The aggregate URL will do where there is one media (RTSP-30).
+        let mut usable = description.usable();
+        let only = usable.next().filter(|_| usable.next().is_none()).map(|track| track.index);
+        let Some(media) = url.track.or(only) else {
+            return self.answer_status(id, Status::AGGREGATE_NOT_ALLOWED);
+        };
+        if description.track(media).is_none() {
+            return self.answer_status(id, Status::NOT_FOUND);
+        }
+        let Some(offer) = self.choose(id, &offers, session) else { return };
+        if let Err(excess) = self.quotas.take_setup(now.instant, &identity) {
+            return self.refuse(id, excess);
+        }
+        let Some(key) = session.or_else(|| {
+            let base = content_base(&base_uri(&request.uri, url), self.conns.get(&id)?.local);
+            self.make_session(now, id, identity, url.name.clone(), stream, &offer, Role::Play, 0, base)
+        }) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        match session.server.handle_request(now.instant, request, Some(media)) {
+            Step::SetUp(media) => self.attach(now, id, key, media, offer),
+            Step::Respond(response) => self.answer(id, response),
+            _ => self.answer_status(id, Status::BAD_REQUEST),
+        }
+    }
+
+    /// The transports that a SETUP offers; a bad header is answered.
+    fn offers(&mut self, id: ConnId, request: &Request) -> Option<Vec<TransportSpec>> {
+        let mut values = request.headers.get_all("Transport");
+        let Some(first) = values.next() else {
+            drop(values);
+            self.answer_status(id, Status::UNSUPPORTED_TRANSPORT);
+            return None;
+        };
+        let joined = values.fold(first.to_owned(), |all, value| format!("{all},{value}"));
+        match parse_transport(&joined) {
+            Ok(offers) => Some(offers),
+            Err(_) => {
+                self.answer_status(id, Status::BAD_REQUEST);
+                None
+            }
+        }
+    }
+
+    /// The transport to answer with; a refusal is answered.
+    fn choose(
+        &mut self,
+        id: ConnId,
+        offers: &[TransportSpec],
+        session: Option<SessionKey>,
+    ) -> Option<TransportSpec> {
+        // One lower transport per session (RTSP-19).
+        let lower = match session.and_then(|key| self.sessions.get(&key)).map(|s| s.server.lower()) {
+            None => LowerPolicy::Any,
+            Some(LowerTransport::Udp) => LowerPolicy::UdpOnly,
+            Some(LowerTransport::Tcp) => LowerPolicy::TcpOnly,
+        };
+        let policy = TransportPolicy { lower, link: LinkSecurity::Clear };
+        let Ok(offer) = negotiate(offers, policy) else {
+            self.answer_status(id, Status::UNSUPPORTED_TRANSPORT);
+            return None;
+        };
+        let peer = self.conns.get(&id)?.peer.ip();
+        if check_destination(offer, peer).is_err() {
+            self.note_peer(id, NoteLevel::Warn, "destination.prohibited", "");
+            self.answer_status(id, Status::FORBIDDEN);
+            return None;
+        }
+        Some(offer.clone())
+    }
+
+    fn refuse(&mut self, id: ConnId, excess: Excess) {
+        self.note_peer(id, NoteLevel::Warn, excess.as_str(), "");
+        match excess {
+            Excess::Rate => self.answer(id, overload()),
+            Excess::Sessions | Excess::Legs => self.answer_status(id, Status::NOT_ENOUGH_BANDWIDTH),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the facts of a session, each of which one caller knows")]
+    fn make_session(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        identity: Identity,
+        name: String,
+        stream: StreamId,
+        offer: &TransportSpec,
+        role: Role,
+        announced: usize,
+        base: String,
+    ) -> Option<SessionKey> {
+        if let Err(excess) = self.quotas.add_session(&identity) {
+            self.refuse(id, excess);
+            return None;
+        }
+        let times = SessionTimes {
+            advertised: self.config.times.session_advertised,
+            enforced: self.config.times.session_enforced,
+            lease: self.config.times.lease,
+        };
+        let session_id = server::make_session_id(self.random());
+        let leg = self.make_leg_id(now);
+        self.last_session += 1;
+        let key = SessionKey(self.last_session);
+        let conn = self.conns.get(&id)?;
+        let lower = offer.lower().unwrap_or(LowerTransport::Udp);
+        let server = ServerSession::new(now.instant, session_id.clone(), role, lower, announced, times);
+        let mut session = Session {
+            peer: conn.peer,
+            local: conn.local.ip(),
+            server,
+            conn: Some(id),
+            identity,
+            stream,
+            name,
+            leg,
+            tracks: Vec::new(),
+            base,
+            attached: false,
+            counted: false,
+            starting: false,
+            legs_counted: 0,
+            lost_at: None,
+            began: now.instant,
+            armed: None,
+        };
+        self.timers.arm(&mut session.armed, session.server.expires_at(), Wake::Session(key));
+        self.sessions.insert(key, session);
+        self.session_ids.insert(session_id, key);
+        if role == Role::Play {
+            self.session_legs.insert(leg, key);
+            if let Some(stream) = self.catalog.get_mut(stream) {
+                stream.legs.insert(key);
+            }
+        }
+        self.bind_conn(key, id);
+        Some(key)
+    }
+
+    /// Counts one more leg of a session, unless it is the same media again.
+    fn count_leg(&mut self, id: ConnId, key: SessionKey, is_again: bool) -> bool {
+        if is_again {
+            return true;
+        }
+        let Some(session) = self.sessions.get_mut(&key) else { return false };
+        if let Err(excess) = self.quotas.add_leg(&session.identity) {
+            self.refuse(id, excess);
+            self.drop_if_empty(key);
+            return false;
+        }
+        session.legs_counted += 1;
+        true
+    }
+
+    /// A session whose first SETUP failed was none.
+    fn drop_if_empty(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        if session.server.media().is_empty() {
+            self.forget_session(key);
+        }
+    }
+
+    fn attach(&mut self, now: Now, id: ConnId, key: SessionKey, media: usize, offer: TransportSpec) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let is_again = session.tracks.iter().any(|t| usize::from(t.track.0) == media);
+        if !self.count_leg(id, key, is_again) {
+            return;
+        }
+        let (Some(session), Some(conn)) = (self.sessions.get_mut(&key), self.conns.get_mut(&id)) else {
+            return;
+        };
+        let mut channels = None;
+        let encap = if session.server.lower() == LowerTransport::Tcp {
+            channels = conn.channels.allocate(offer.interleaved, (key, media));
+            channels
+                .and_then(|c| Some(LegEncap::Interleaved { conn: id, rtp: c.rtp, rtcp: c.rtcp_channel()? }))
+        } else {
+            // Always the RTSP peer's own address (SEC-1).
+            offer.client_port.and_then(|ports| {
+                let peer = conn.peer.ip();
+                let rtcp = SocketAddr::new(peer, ports.rtcp_port()?);
+                Some(LegEncap::Udp { rtp: SocketAddr::new(peer, ports.rtp), rtcp, local: conn.local.ip() })
+            })
+        };
+        let Some(encap) = encap else {
+            self.answer_status(id, Status::NOT_ENOUGH_BANDWIDTH);
+            return self.drop_if_empty(key);
+        };
+        let feedback = offer.profile().is_some_and(msm_rtsp::transport::Profile::is_feedback);
+        let track = LegTrack { track: TrackId(media as u8), encap, feedback };
+        let before = session.tracks.iter().find(|t| t.track == track.track).cloned();
+        session.tracks.retain(|t| t.track != track.track);
+        session.tracks.push(track);
+        session.tracks.sort_by_key(|t| t.track);
+        session.attached = true;
+        let (spec, stream) = (session.spec(), session.stream);
+        self.ensure_row(stream);
+        let ticket = self.ticket(id);
+        self.wait(id, Wait::SetUp(PendingSetup { key, media, offer, channels, before }));
+        self.send_leg(LegOp::Attach(spec), Operation::Request(ticket));
+        let _ = now;
+    }
+
+    /// Takes back a SETUP that the packet path refused, or did not acknowledge in time.
+    pub(crate) fn undo_setup(&mut self, now: Now, pending: PendingSetup) {
+        let PendingSetup { key, media, before, .. } = pending;
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        if session.server.role() == Role::Record {
+            return self.undo_record_setup(now, key, media);
+        }
+        session.tracks.retain(|t| usize::from(t.track.0) != media);
+        if before.is_none() {
+            session.legs_counted = session.legs_counted.saturating_sub(1);
+            let identity = session.identity.clone();
+            if let Some(conn) = session.conn.and_then(|id| self.conns.get_mut(&id)) {
+                conn.channels.release(&(key, media));
+            }
+            self.quotas.release(&identity, 0, 1);
+        } else if let Some(before) = before {
+            session.tracks.push(before);
+            session.tracks.sort_by_key(|t| t.track);
+        }
+        let is_empty = self.sessions.get(&key).is_some_and(|session| session.server.media().is_empty());
+        if is_empty {
+            self.finish_session(now, key, "setup_failed", Farewell::Silent);
+        }
+    }
+
+    fn play(&mut self, now: Now, id: ConnId, key: SessionKey) {
+        let reply = self.config.times.reply;
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.starting = session.server.state() != State::Playing;
+        let newly = !std::mem::replace(&mut session.counted, true);
+        let (leg, stream_id) = (session.leg, session.stream);
+        let Some(stream) = self.catalog.get_mut(stream_id) else { return };
+        if newly {
+            stream.playing += 1;
+        }
+        let is_flowing = stream.active_since.is_some_and(|since| now.instant - since > GATE_WAIT_KNOWN);
+        let is_away = match &stream.source {
+            Source::Pull(_) => stream.silent && stream.ever_active,
+            Source::Publish(publication) => !publication.recording,
+        };
+        let wait = if is_flowing || is_away { GATE_WAIT_KNOWN.min(reply) } else { reply.mul_f32(GATE_SHARE) };
+        let ticket = self.ticket(id);
+        self.wait(id, Wait::Play(key));
+        // Armed before the camera is asked to play, so that no viewer misses its first picture.
+        let op = LegOp::Arm { leg, wait_millis: wait.as_millis() as u32 };
+        self.send_leg(op, Operation::Request(ticket));
+        self.update_demand(now, stream_id);
+    }
+
+    fn pause(&mut self, now: Now, id: ConnId, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        if session.server.role() == Role::Record {
+            session.server.stopped();
+            let response = Response::new(Status::OK).with("Session", session.server.header());
+            return self.answer(id, response);
+        }
+        let leg = session.leg;
+        let ticket = self.ticket(id);
+        self.wait(id, Wait::Pause(key));
+        self.send_leg(LegOp::Pause { leg }, Operation::Request(ticket));
+        self.stop_counting(now, key);
+    }
+
+    /// A session does not want media any more.
+    fn stop_counting(&mut self, now: Now, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.server.stopped();
+        session.starting = false;
+        let stream = session.stream;
+        if std::mem::take(&mut session.counted)
+            && let Some(stream) = self.catalog.get_mut(stream)
+        {
+            stream.playing = stream.playing.saturating_sub(1);
+        }
+        self.update_demand(now, stream);
+    }
+
+    fn remove_media(&mut self, now: Now, id: ConnId, key: SessionKey, media: usize) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        if session.server.role() == Role::Record {
+            session.server.removed(media);
+            let response = Response::new(Status::OK).with("Session", session.server.header());
+            self.undo_record_setup(now, key, media);
+            return self.answer(id, response);
+        }
+        session.tracks.retain(|t| usize::from(t.track.0) != media);
+        let spec = session.spec();
+        let ticket = self.ticket(id);
+        self.wait(id, Wait::Remove(key, media));
+        self.send_leg(LegOp::Attach(spec), Operation::Request(ticket));
+    }
+
+    /// The result of a leg operation that a request waits for.
+    pub(crate) fn complete_leg(&mut self, now: Now, ticket: Ticket, result: Result<LegState, OpError>) {
+        let id = ticket.conn;
+        match (self.take_wait(ticket), result) {
+            (Some(Wait::SetUp(pending)), Ok(LegState::Attached(tracks))) => {
+                let state = tracks.iter().find(|t| usize::from(t.track.0) == pending.media);
+                let ports = state.and_then(|t| t.local).map(|p| PortRange::pair(p.rtp, p.rtcp));
+                let ssrc = state.and_then(|t| t.ssrc);
+                self.answer_setup(id, &pending, ports, ssrc);
+            }
+            (Some(Wait::SetUp(pending)), Err(error)) => {
+                self.undo_setup(now, pending);
+                self.answer_error(id, &error);
+            }
+            (Some(Wait::Play(key)), Ok(LegState::Armed(starts))) => self.answer_play(now, id, key, &starts),
+            (Some(Wait::Play(key)), Err(error)) => {
+                self.stop_counting(now, key);
+                self.answer_error(id, &error);
+            }
+            (Some(Wait::Pause(key)), result) => self.answer_in_session(id, key, result.err()),
+            (Some(Wait::Remove(key, media)), result) => {
+                if let Some(session) = self.sessions.get_mut(&key) {
+                    session.server.removed(media);
+                    session.legs_counted = session.legs_counted.saturating_sub(1);
+                    let identity = session.identity.clone();
+                    self.quotas.release(&identity, 0, 1);
+                }
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.channels.release(&(key, media));
+                }
+                self.answer_in_session(id, key, result.err());
+            }
+            (Some(Wait::End), _) => self.answer_status(id, Status::OK),
+            (Some(_), _) => self.answer(id, overload()),
+            // Its request was given up; the operation stands, and the end of the session undoes it.
+            (None, _) => {}
+        }
+    }
+
+    fn answer_error(&mut self, id: ConnId, error: &OpError) {
+        match error {
+            OpError::Exhausted(_) => self.answer_status(id, Status::NOT_ENOUGH_BANDWIDTH),
+            OpError::NotFound(_) | OpError::StaleEpoch | OpError::Io(_) => self.answer(id, overload()),
+        }
+        let reason = format!("{error:?}");
+        self.note(NoteLevel::Warn, "leg.failed", vec![("reason", reason)]);
+    }
+
+    fn answer_in_session(&mut self, id: ConnId, key: SessionKey, error: Option<OpError>) {
+        if let Some(error) = error {
+            return self.answer_error(id, &error);
+        }
+        let response = Response::new(Status::OK);
+        let response = match self.sessions.get(&key) {
+            Some(session) => response.with("Session", session.server.header()),
+            None => response,
+        };
+        self.answer(id, response);
+    }
+
+    fn answer_setup(
+        &mut self,
+        id: ConnId,
+        pending: &PendingSetup,
+        ports: Option<PortRange>,
+        ssrc: Option<u32>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&pending.key) else {
+            return self.answer_status(id, Status::SESSION_NOT_FOUND);
+        };
+        let transport = match (pending.channels, ports) {
+            (Some(channels), _) => pending.offer.tcp_answer(channels, ssrc),
+            (None, Some(ports)) => pending.offer.udp_answer(ports, session.local, ssrc),
+            (None, None) => return self.answer(id, overload()),
+        };
+        let is_first = session.server.media().is_empty();
+        session.server.set_up(pending.media);
+        let response = Response::new(Status::OK)
+            .with("Session", session.server.header())
+            .with("Transport", transport.to_string());
+        self.answer(id, response);
+        if is_first {
+            self.note_session(pending.key, NoteLevel::Info, "leg.attached", "");
+        }
+    }
+
+    fn answer_play(&mut self, now: Now, id: ConnId, key: SessionKey, starts: &[LegStart]) {
+        let Some(session) = self.sessions.get(&key) else {
+            return self.answer_status(id, Status::SESSION_NOT_FOUND);
+        };
+        let stream = self.catalog.get(session.stream);
+        let never_opened = stream.is_some_and(|stream| match &stream.source {
+            Source::Pull(upstream) => !stream.ever_active && !upstream.is_playing(),
+            Source::Publish(_) => false,
+        });
+        if starts.is_empty() && never_opened && session.starting {
+            return self.fail_play(now, key, id, Status::GATEWAY_TIMEOUT);
+        }
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.starting = false;
+        session.server.started();
+        // A media whose state is not known is left out (RTSP-31).
+        let info: Vec<RtpInfo> = session
+            .tracks
+            .iter()
+            .filter_map(|track| starts.iter().find(|start| start.track == track.track))
+            .map(|start| RtpInfo {
+                url: track_url(&session.base, usize::from(start.track.0)),
+                seq: Some(start.seq),
+                rtptime: Some(start.rtptime),
+            })
+            .collect();
+        let mut response = Response::new(Status::OK)
+            .with("Session", session.server.header())
+            .with("Range", Range::LIVE.to_string());
+        if let Some(info) = RtpInfo::format_list(&info) {
+            response = response.with("RTP-Info", info);
+        }
+        let channels: Vec<u8> = session
+            .tracks
+            .iter()
+            .filter_map(|track| match track.encap {
+                LegEncap::Interleaved { rtp, .. } => Some(rtp),
+                LegEncap::Udp { .. } => None,
+            })
+            .collect();
+        let join = now.instant.saturating_duration_since(session.began).as_millis().to_string();
+        self.answer(id, response);
+        if !channels.is_empty() {
+            self.actions.push_back(Action::ReleaseMedia { conn: id, channels });
+        }
+        self.note_session(key, NoteLevel::Info, "leg.playing", &join);
+    }
+
+    /// PLAY cannot succeed: the leg goes back to where it was.
+    pub(crate) fn fail_play(&mut self, now: Now, key: SessionKey, id: ConnId, status: Status) {
+        if let Some(session) = self.sessions.get(&key) {
+            let leg = session.leg;
+            self.send_leg(LegOp::Pause { leg }, Operation::Unattended);
+        }
+        self.stop_counting(now, key);
+        self.answer_status(id, status);
+    }
+
+    /// The upstream failed: a PLAY that waits for it fails; who plays already stays.
+    pub(crate) fn fail_starting(&mut self, now: Now, key: SessionKey, status: Status) {
+        let Some(session) = self.sessions.get(&key).filter(|session| session.starting) else { return };
+        let Some(id) = session.conn else { return };
+        let is_waiting = self
+            .conns
+            .get(&id)
+            .and_then(|conn| conn.busy.as_ref())
+            .is_some_and(|busy| matches!(busy.wait, Wait::Play(waiting) if waiting == key));
+        if is_waiting {
+            self.fail_play(now, key, id, status);
+        }
+    }
+
+    /// The connection of a session is gone (RTSP-21).
+    pub(crate) fn lose_conn(&mut self, now: Now, key: SessionKey, id: ConnId) {
+        let grace = self.config.times.grace;
+        let Some(session) = self.sessions.get_mut(&key).filter(|s| s.conn == Some(id)) else { return };
+        session.conn = None;
+        if session.server.lower() == LowerTransport::Tcp || session.server.media().is_empty() {
+            return self.finish_session(now, key, "connection_lost", Farewell::Silent);
+        }
+        if session.starting {
+            self.stop_counting(now, key);
+            let Some(session) = self.sessions.get(&key) else { return };
+            let leg = session.leg;
+            self.send_leg(LegOp::Pause { leg }, Operation::Unattended);
+        }
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.lost_at = Some(now.instant);
+        self.timers.arm(&mut session.armed, now.instant + grace, Wake::Session(key));
+    }
+
+    pub(crate) fn handle_session_timeout(&mut self, now: Now, key: SessionKey) {
+        let grace = self.config.times.grace;
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.armed = None;
+        let expires = session.server.expires_at();
+        let at = session.lost_at.map_or(expires, |lost| expires.min(lost + grace));
+        if at > now.instant {
+            return self.timers.arm(&mut session.armed, at, Wake::Session(key));
+        }
+        let reason = if session.lost_at.is_some() { "connection_lost" } else { "timeout" };
+        self.end_session(now, key, reason, true);
+    }
+
+    /// Ends a session of our own accord. `bye`: its viewer hears of it (RTP-24).
+    pub(crate) fn end_session(&mut self, now: Now, key: SessionKey, reason: &str, bye: bool) {
+        self.finish_session(now, key, reason, if bye { Farewell::Bye } else { Farewell::Silent });
+    }
+
+    fn finish_session(&mut self, now: Now, key: SessionKey, reason: &str, farewell: Farewell) {
+        self.note_session(key, NoteLevel::Info, "leg.closed", reason);
+        let Some(session) = self.forget_session(key) else { return };
+        let has_others =
+            session.conn.and_then(|id| self.conns.get(&id)).is_some_and(|conn| !conn.sessions.is_empty());
+        let to_close = session.conn.filter(|_| matches!(farewell, Farewell::Bye) && !has_others);
+        if session.server.role() == Role::Record || !session.attached {
+            match farewell {
+                Farewell::Answer(ticket) => self.answer_status(ticket.conn, Status::OK),
+                Farewell::Bye => self.complete_goodbye(now, to_close),
+                Farewell::Silent => {}
+            }
+        } else {
+            let bye = matches!(farewell, Farewell::Bye);
+            let operation = match farewell {
+                Farewell::Answer(ticket) => Operation::Request(ticket),
+                Farewell::Bye => {
+                    if let Some(ending) = &mut self.ending {
+                        ending.goodbyes += 1;
+                    }
+                    Operation::Goodbye(to_close)
+                }
+                Farewell::Silent => Operation::Unattended,
+            };
+            self.send_leg(LegOp::Detach { leg: session.leg, bye }, operation);
+        }
+        if session.server.role() == Role::Record {
+            self.release_publication(now, session.stream);
+        }
+        self.update_demand(now, session.stream);
+        self.settle(session.stream);
+    }
+
+    /// The BYE of a leg is out.
+    pub(crate) fn complete_goodbye(&mut self, _now: Now, conn: Option<ConnId>) {
+        if let Some(id) = conn {
+            self.close_conn(id);
+        }
+        if let Some(ending) = &mut self.ending {
+            ending.goodbyes = ending.goodbyes.saturating_sub(1);
+        }
+    }
+
+    /// Takes a session out of every table.
+    fn forget_session(&mut self, key: SessionKey) -> Option<Session> {
+        let session = self.sessions.remove(&key)?;
+        self.session_ids.remove(session.server.id());
+        self.session_legs.remove(&session.leg);
+        self.quotas.release(&session.identity, 1, session.legs_counted);
+        if let Some(stream) = self.catalog.get_mut(session.stream) {
+            stream.legs.remove(&key);
+            if session.counted {
+                stream.playing = stream.playing.saturating_sub(1);
+            }
+        }
+        if let Some((id, conn)) = session.conn.and_then(|id| Some((id, self.conns.get_mut(&id)?))) {
+            conn.channels.release_where(|(owner, _)| *owner == key);
+            conn.sessions.remove(&key);
+            if conn.sessions.is_empty() {
+                self.actions.push_back(Action::Session { conn: id, exists: false });
+            }
+        }
+        Some(session)
+    }
+
+    /// Logs about a session, with the first characters of its id only.
+    fn note_session(&mut self, key: SessionKey, level: NoteLevel, event: &'static str, detail: &str) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let mut fields = vec![
+            ("session_id", session.server.short_id().to_owned()),
+            ("stream_id", session.stream.to_string()),
+            ("name", session.name.clone()),
+            ("peer", session.peer.to_string()),
+        ];
+        match event {
+            "leg.closed" => fields.push(("reason", detail.to_owned())),
+            "leg.playing" => fields.push(("join_millis", detail.to_owned())),
+            _ => {}
+        }
+        self.note(level, event, fields);
+    }
+}
+
+impl Session {
+    /// The leg as it should be.
+    fn spec(&self) -> LegSpec {
+        LegSpec {
+            leg: self.leg,
+            stream: self.stream,
+            session: self.server.short_id().to_owned(),
+            peer: self.peer,
+            tracks: self.tracks.clone(),
+        }
+    }
+}
+
+/// The URL of the aggregate that a SETUP's URL was made from, in either dialect (RTSP-30).
+fn base_uri(uri: &str, url: &ResourceUrl) -> String {
+    let Some(track) = url.track else { return uri.to_owned() };
+    let control = format!("/{}", msm_rtsp::url::track_control(track));
+    let lower = uri.to_ascii_lowercase();
+    match lower.rfind(&control.to_ascii_lowercase()) {
+        Some(at) => {
+            let after = uri.get(at + control.len()..).unwrap_or_default();
+            format!("{}{after}", uri.get(..at).unwrap_or_default())
+        }
+        None => uri.to_owned(),
+    }
+}

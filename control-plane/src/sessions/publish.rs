@@ -1,0 +1,325 @@
+//! Publishers: ANNOUNCE, SETUP `mode=record`, RECORD (`protocols.md` 1.7). A publisher that comes back to
+//! its path resumes the stream, whose legs have waited.
+
+use msm_graph::{ConnId, Encap, InputRow, RowState, StreamId, TrackId};
+use msm_rtsp::headers::{Range, media_type};
+use msm_rtsp::message::{Request, Response, Status};
+use msm_rtsp::sdp::SdpError;
+use msm_rtsp::server::{Role, Step};
+use msm_rtsp::transport::{LowerTransport, PortRange, Profile, TransportSpec};
+use msm_rtsp::url::{RequestTarget, ResourceUrl};
+
+use super::{PendingSetup, SessionKey};
+use crate::catalog::{Publication, Source, Stream};
+use crate::conns::{Ticket, Wait, overload};
+use crate::description::Description;
+use crate::event::{NoteLevel, Now, OpError};
+use crate::{ControlPlane, Operation};
+
+impl ControlPlane {
+    pub(crate) fn announce(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        request: &Request,
+        target: &RequestTarget,
+        session: Option<SessionKey>,
+    ) {
+        if let Some(session) = session.and_then(|key| self.sessions.get(&key)) {
+            let Step::Respond(response) = session.server.wrong_state() else { return };
+            return self.answer(id, response);
+        }
+        let Some(url) = self.resource(id, target) else { return };
+        if self.authorize(now, id, &url.name, request).is_none() {
+            return;
+        }
+        if self.ending.is_some() {
+            return self.answer(id, overload());
+        }
+        if url.name.is_empty() {
+            return self.answer_status(id, Status::NOT_FOUND);
+        }
+        let content_type = request.headers.get("Content-Type").unwrap_or("application/sdp");
+        if !media_type(content_type).eq_ignore_ascii_case("application/sdp") {
+            return self.answer_status(id, Status::UNSUPPORTED_MEDIA_TYPE);
+        }
+        let description = match Description::parse(&request.body) {
+            Ok(description) if description.usable().next().is_some() => description,
+            Ok(_) => return self.answer_status(id, Status::UNSUPPORTED_MEDIA_TYPE),
+            Err(SdpError::TooLong { .. }) => return self.answer_status(id, Status::CONTENT_TOO_LARGE),
+            Err(_) => return self.answer_status(id, Status::BAD_REQUEST),
+        };
+        if let Err(status) = self.claim(now, id, url) {
+            if status == Status::FORBIDDEN {
+                self.note_peer(id, NoteLevel::Warn, "publish.refused", &url.name);
+            }
+            return self.answer_status(id, status);
+        }
+        let Some(stream) = self.catalog.find(&url.name) else { return };
+        self.adopt_description(now, stream, description);
+        if let Some(stream) = self.catalog.get_mut(stream) {
+            stream.generation = stream.generation.wrapping_add(1);
+            stream.silent = false;
+        }
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.announced = Some(stream);
+        }
+        self.note_stream(stream, NoteLevel::Info, "stream.announced", "");
+        self.answer_status(id, Status::OK);
+    }
+
+    /// Gives the name of `url` to the publisher on this connection, unless another one holds it.
+    fn claim(&mut self, now: Now, id: ConnId, url: &ResourceUrl) -> Result<(), Status> {
+        if self.resolver.resolve(&url.name).is_some() {
+            return Err(Status::FORBIDDEN);
+        }
+        // One connection publishes one stream at a time.
+        if let Some(other) = self.conns.get(&id).and_then(|conn| conn.announced) {
+            if self.is_recording(other, id) {
+                return Err(Status::METHOD_NOT_VALID_IN_THIS_STATE);
+            }
+            self.abandon_announcement(now, other, id);
+        }
+        let publication = Publication { conn: Some(id), session: None, base: url.clone(), recording: false };
+        let Some(stream) = self.catalog.find(&url.name) else {
+            if self.catalog.streams.len() >= self.config.limits.published_streams {
+                return Err(Status::NOT_ENOUGH_BANDWIDTH);
+            }
+            let stream_id = self.make_stream_id(now);
+            let sdp_id = now.unix.as_secs();
+            self.catalog.insert(Stream::new(
+                stream_id,
+                url.name.clone(),
+                Source::Publish(publication),
+                sdp_id,
+            ));
+            return Ok(());
+        };
+        let holder = self.catalog.get(stream).and_then(|stream| match &stream.source {
+            Source::Publish(publication) => Some((publication.conn, publication.session, stream.silent)),
+            Source::Pull(_) => None,
+        });
+        let Some((holder, session, silent)) = holder else { return Err(Status::FORBIDDEN) };
+        // One that lost its connection, or sends nothing any more, gives way to the one that is here.
+        let is_connected = holder.is_some_and(|conn| self.conns.contains_key(&conn));
+        if is_connected && !silent {
+            return Err(Status::FORBIDDEN);
+        }
+        // A session in its grace holds its leg's place no longer; the stream stays, it is claimed now.
+        if let Some(stream) = self.catalog.get_mut(stream) {
+            stream.source = Source::Publish(publication);
+        }
+        if let Some(key) = session {
+            self.end_session(now, key, "replaced", true);
+        }
+        if let Some(old) = holder.and_then(|conn| self.conns.get_mut(&conn)) {
+            old.announced = None;
+        }
+        self.take_inputs_away(stream);
+        Ok(())
+    }
+
+    fn is_recording(&self, stream: StreamId, conn: ConnId) -> bool {
+        self.catalog.get(stream).is_some_and(|stream| match &stream.source {
+            Source::Publish(publication) => publication.conn == Some(conn) && publication.session.is_some(),
+            Source::Pull(_) => false,
+        })
+    }
+
+    /// Whether a SETUP's URL belongs to what was announced.
+    pub(crate) fn is_published_url(&self, stream: StreamId, url: &ResourceUrl) -> bool {
+        let Some(Source::Publish(publication)) = self.catalog.get(stream).map(|s| &s.source) else {
+            return false;
+        };
+        publication.base.is_same_stream(url) || self.published_media(stream, url).is_some()
+    }
+
+    /// Which announced media a publisher's URL names.
+    pub(crate) fn published_media(&self, stream: StreamId, url: &ResourceUrl) -> Option<usize> {
+        let stream = self.catalog.get(stream)?;
+        let Source::Publish(publication) = &stream.source else { return None };
+        let description = stream.description.as_ref()?;
+        // The bare URL is the aggregate, except in SETUP, which asks for the only media then.
+        if publication.base.is_same_stream(url) && url.track.is_none() && url == &publication.base {
+            return None;
+        }
+        publication.base.media_index(&description.controls(), url)
+    }
+
+    /// SETUP of a publisher: opens an input.
+    pub(crate) fn set_up_record(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        request: &Request,
+        url: &ResourceUrl,
+        stream_id: StreamId,
+        session: Option<SessionKey>,
+    ) {
+        let Some(stream) = self.catalog.get(stream_id) else {
+            return self.answer_status(id, Status::NOT_FOUND);
+        };
+        let name = stream.name.clone();
+        let Some(identity) = self.authorize(now, id, &name, request) else { return };
+        let Some(stream) = self.catalog.get(stream_id) else { return };
+        let (Source::Publish(publication), Some(description)) = (&stream.source, stream.description.clone())
+        else {
+            return self.answer_status(id, Status::NOT_FOUND);
+        };
+        if publication.conn != Some(id) {
+            return self.answer_status(id, Status::SESSION_NOT_FOUND);
+        }
+        let Some(media) = publication.base.media_index(&description.controls(), url) else {
+            return self.answer_status(id, Status::NOT_FOUND);
+        };
+        if description.track(media).is_none() {
+            return self.answer_status(id, Status::UNSUPPORTED_MEDIA_TYPE);
+        }
+        let base = String::new();
+        let Some(offers) = self.offers(id, request) else { return };
+        let Some(offer) = self.choose(id, &offers, session) else { return };
+        if let Err(excess) = self.quotas.take_setup(now.instant, &identity) {
+            return self.refuse(id, excess);
+        }
+        let announced = description.usable().count();
+        let Some(key) = session.or_else(|| {
+            self.make_session(now, id, identity, name, stream_id, &offer, Role::Record, announced, base)
+        }) else {
+            return;
+        };
+        if let Some(publication) = self.catalog.get_mut(stream_id).and_then(Stream::publication_mut) {
+            publication.session = Some(key);
+        }
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        match session.server.handle_request(now.instant, request, Some(media)) {
+            Step::SetUp(media) => self.open_input(id, key, media, offer),
+            Step::Respond(response) => self.answer(id, response),
+            _ => self.answer_status(id, Status::BAD_REQUEST),
+        }
+    }
+
+    fn open_input(&mut self, id: ConnId, key: SessionKey, media: usize, offer: TransportSpec) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let stream_id = session.stream;
+        let is_again = session.server.media().contains(&media);
+        if !self.count_leg(id, key, is_again) {
+            return;
+        }
+        let (Some(session), Some(conn)) = (self.sessions.get(&key), self.conns.get_mut(&id)) else { return };
+        let mut channels = None;
+        let encap = if session.server.lower() == LowerTransport::Tcp {
+            channels = conn.channels.allocate(offer.interleaved, (key, media));
+            channels.and_then(|c| Some(Encap::Interleaved { conn: id, rtp: c.rtp, rtcp: c.rtcp_channel()? }))
+        } else {
+            offer.client_port.map(|ports| Encap::Udp {
+                peer: conn.peer.ip(),
+                peer_rtp: Some(ports.rtp),
+                peer_rtcp: ports.rtcp_port(),
+                local: conn.local.ip(),
+            })
+        };
+        let Some(encap) = encap else {
+            self.answer_status(id, Status::NOT_ENOUGH_BANDWIDTH);
+            return self.drop_if_empty(key);
+        };
+        let Some(stream) = self.catalog.get_mut(stream_id) else { return };
+        let input = InputRow {
+            track: TrackId(media as u8),
+            encap,
+            ssrc: None,
+            feedback: offer.profile().is_some_and(Profile::is_feedback),
+            generation: stream.generation,
+        };
+        stream.inputs.retain(|other| other.track != input.track);
+        stream.inputs.push(input);
+        stream.inputs.sort_by_key(|input| input.track);
+        let ticket = self.ticket(id);
+        self.wait(id, Wait::SetUp(PendingSetup { key, media, offer, channels, before: None }));
+        self.install_row(stream_id, Operation::Request(ticket));
+    }
+
+    /// The result of a row operation that a publisher's SETUP waits for.
+    pub(crate) fn complete_row(&mut self, now: Now, ticket: Ticket, result: Result<RowState, OpError>) {
+        let Some(Wait::SetUp(pending)) = self.take_wait(ticket) else { return };
+        match result {
+            Ok(state) => {
+                let input = state.inputs.iter().find(|input| usize::from(input.track.0) == pending.media);
+                let ports = input.and_then(|i| i.local).map(|p| PortRange::pair(p.rtp, p.rtcp));
+                self.answer_setup(ticket.conn, &pending, ports, None);
+            }
+            Err(error) => {
+                self.undo_setup(now, pending);
+                self.answer_error(ticket.conn, &error);
+            }
+        }
+    }
+
+    /// Closes the input of one media.
+    pub(crate) fn undo_record_setup(&mut self, now: Now, key: SessionKey, media: usize) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let stream_id = session.stream;
+        session.legs_counted = session.legs_counted.saturating_sub(1);
+        let identity = session.identity.clone();
+        if let Some(conn) = session.conn.and_then(|id| self.conns.get_mut(&id)) {
+            conn.channels.release(&(key, media));
+        }
+        self.quotas.release(&identity, 0, 1);
+        if let Some(stream) = self.catalog.get_mut(stream_id) {
+            stream.inputs.retain(|input| usize::from(input.track.0) != media);
+        }
+        self.install_row(stream_id, Operation::Unattended);
+        if self.sessions.get(&key).is_some_and(|session| session.server.media().is_empty()) {
+            self.end_session(now, key, "setup_failed", false);
+        }
+    }
+
+    pub(crate) fn record(&mut self, _now: Now, id: ConnId, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.server.started();
+        let stream = session.stream;
+        let response = Response::new(Status::OK)
+            .with("Session", session.server.header())
+            .with("Range", Range::LIVE.to_string());
+        if let Some(publication) = self.catalog.get_mut(stream).and_then(Stream::publication_mut) {
+            publication.recording = true;
+        }
+        self.answer(id, response);
+        self.note_stream(stream, NoteLevel::Info, "stream.recording", "");
+    }
+
+    /// A publisher left: its inputs go, the stream stays while it has legs.
+    pub(crate) fn release_publication(&mut self, _now: Now, stream: StreamId) {
+        let Some(publication) = self.catalog.get_mut(stream).and_then(Stream::publication_mut) else {
+            return;
+        };
+        // Another one has claimed it meanwhile.
+        if publication.session.is_none_or(|key| self.sessions.contains_key(&key))
+            && publication.conn.is_some()
+        {
+            let is_claimed = publication.session.is_none();
+            if is_claimed {
+                return;
+            }
+        }
+        let conn = publication.conn.take();
+        publication.session = None;
+        publication.recording = false;
+        if let Some(conn) = conn.and_then(|id| self.conns.get_mut(&id)) {
+            conn.announced = None;
+        }
+        self.take_inputs_away(stream);
+        self.settle(stream);
+    }
+
+    /// The connection that announced is gone, or announces something else: without a session the name is
+    /// free again.
+    pub(crate) fn abandon_announcement(&mut self, now: Now, stream: StreamId, id: ConnId) {
+        let Some(publication) = self.catalog.get_mut(stream).and_then(Stream::publication_mut) else {
+            return;
+        };
+        if publication.conn == Some(id) && publication.session.is_none() {
+            publication.conn = None;
+            self.release_publication(now, stream);
+        }
+    }
+}

@@ -1,0 +1,764 @@
+//! One camera's RTSP session, however many viewers it has: opened by the first PLAY, kept alive, reopened
+//! while viewers stay, closed a linger after the last (RTSP-24, RTSP-27, RTSP-28).
+//!
+//! A machine of its own. It decides when to dial, which transport to ask for (RTSP-15) and when a camera
+//! is gone; its owner executes the outputs and tells it about demand and packets. It must not know
+//! viewers, and nothing it knows of the camera reaches them.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use msm_graph::{ConnId, Encap, InputRow, PortPair, RowState, TrackId};
+use msm_rtsp::client::{Client, ClientConfig, ClientError, ClientOutput, Step};
+use msm_rtsp::message::{Request, Response, Status};
+use msm_rtsp::transport::{Agreed, ChannelRange, LowerTransport, PortRange, Profile, TransportSpec};
+
+use crate::config::{PullTransport, Times};
+use crate::event::OpError;
+use crate::resolve::SourceRoute;
+
+#[cfg(test)]
+mod tests;
+
+/// Longest wait for the answer to TEARDOWN.
+const TEARDOWN_WAIT: Duration = Duration::from_secs(1);
+
+/// Longest wait for a camera that has fallen silent to say that it is still there.
+const PROBE_WAIT: Duration = Duration::from_secs(2);
+
+/// One media to set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UpstreamMedia {
+    /// Index in the SDP.
+    pub(crate) index: usize,
+    /// Control URL.
+    pub(crate) url: String,
+    /// Profile to ask for.
+    pub(crate) profile: Profile,
+}
+
+/// What an upstream wants done.
+#[derive(Debug)]
+pub(crate) enum UpstreamOutput {
+    /// Open a connection; answer with [`Upstream::set_conn`], then [`Upstream::handle_dialled`].
+    Dial,
+    /// Send on the connection.
+    Send(ConnId, Request),
+    /// Close the connection.
+    Close(ConnId),
+    /// The SDP arrived; answer with [`Upstream::set_media`] or [`Upstream::reject_description`].
+    Described { sdp: Bytes, content_base: Option<String>, content_location: Option<String> },
+    /// Install these inputs; the result is wanted by [`Upstream::handle_row`] with this stage.
+    Install(u32, Vec<InputRow>),
+    /// The source is away: inputs are gone.
+    Away,
+    /// Opening failed: everybody who waits gets this status.
+    Failed { status: Status, reason: &'static str },
+    /// A fact to log, with a reason.
+    Note(&'static str, &'static str),
+    /// Nothing is open and nothing is wanted.
+    Gone,
+}
+
+/// Where the machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Dialling,
+    Describing,
+    /// The SDP is known and no media is set up.
+    Described,
+    /// Local ports are being opened.
+    Ports,
+    SettingUp,
+    /// Inputs are being installed as the camera answered.
+    Installing,
+    /// PLAY is sent.
+    Starting,
+    Playing,
+    /// TEARDOWN is sent.
+    Closing,
+    /// Until the next attempt.
+    Backoff,
+}
+
+/// Who wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Demand {
+    /// Viewers play.
+    pub(crate) playing: bool,
+    /// Requests wait for the SDP.
+    pub(crate) waiting: bool,
+}
+
+/// The machine. Outputs are drained after every call that takes `now`.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    route: SourceRoute,
+    agent: String,
+    cnonce: [u8; 8],
+    times: Times,
+    phase: Phase,
+    conn: Option<ConnId>,
+    client: Option<Client>,
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    media: Vec<UpstreamMedia>,
+    next: usize,
+    lower: LowerTransport,
+    prefers_tcp: bool,
+    refused_tcp: bool,
+    agreed: Vec<Option<Agreed>>,
+    ports: Vec<Option<PortPair>>,
+    generation: u32,
+    stage: u32,
+    demand: Demand,
+    attempts: u32,
+    failure: Option<(Instant, Status)>,
+    deadline: Option<Instant>,
+    linger: Option<Instant>,
+    probe: Option<Instant>,
+    has_inputs: bool,
+    active: bool,
+    outputs: VecDeque<UpstreamOutput>,
+}
+
+impl Upstream {
+    /// A machine that does nothing until there is demand. `cnonce`: random bytes.
+    pub(crate) fn new(route: SourceRoute, agent: String, times: Times, cnonce: [u8; 8]) -> Self {
+        Self {
+            lower: LowerTransport::Udp,
+            route,
+            agent,
+            cnonce,
+            times,
+            phase: Phase::Idle,
+            conn: None,
+            client: None,
+            local: None,
+            peer: None,
+            media: Vec::new(),
+            next: 0,
+            prefers_tcp: false,
+            refused_tcp: false,
+            agreed: Vec::new(),
+            ports: Vec::new(),
+            generation: 0,
+            stage: 0,
+            demand: Demand::default(),
+            attempts: 0,
+            failure: None,
+            deadline: None,
+            linger: None,
+            probe: None,
+            has_inputs: false,
+            active: false,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Where it leads.
+    pub(crate) fn route(&self) -> &SourceRoute {
+        &self.route
+    }
+
+    /// The connection, while there is one.
+    pub(crate) fn conn(&self) -> Option<ConnId> {
+        self.conn
+    }
+
+    /// Transport and camera, while media is set up.
+    pub(crate) fn transport(&self) -> Option<LowerTransport> {
+        matches!(self.phase, Phase::Installing | Phase::Starting | Phase::Playing).then_some(self.lower)
+    }
+
+    /// Address of the camera, while connected.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    /// Whether the SDP of this connection is known: only then may it be handed out (RTSP-28).
+    pub(crate) fn is_described(&self) -> bool {
+        !matches!(
+            self.phase,
+            Phase::Idle | Phase::Dialling | Phase::Describing | Phase::Closing | Phase::Backoff
+        )
+    }
+
+    /// Whether PLAY has been answered.
+    pub(crate) fn is_playing(&self) -> bool {
+        self.phase == Phase::Playing
+    }
+
+    /// Whether nothing is open.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.phase == Phase::Idle
+    }
+
+    /// The failure to answer from memory, if it is young enough (RTSP-28).
+    pub(crate) fn cached_failure(&self, now: Instant) -> Option<Status> {
+        let (at, status) = self.failure?;
+        (now.saturating_duration_since(at) < self.times.failure_cache).then_some(status)
+    }
+
+    /// The next output.
+    pub(crate) fn poll_output(&mut self) -> Option<UpstreamOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Upstream::handle_timeout`] is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let client = self.client.as_ref().and_then(Client::poll_timeout);
+        [client, self.deadline, self.linger, self.probe].into_iter().flatten().min()
+    }
+
+    /// Who wants it has changed, perhaps.
+    pub(crate) fn set_demand(&mut self, now: Instant, demand: Demand) {
+        self.demand = demand;
+        self.progress(now);
+    }
+
+    /// The connection that [`UpstreamOutput::Dial`] opens has this id.
+    pub(crate) fn set_conn(&mut self, conn: ConnId) {
+        self.conn = Some(conn);
+    }
+
+    /// The connection is open, or not.
+    pub(crate) fn handle_dialled(&mut self, now: Instant, result: Result<(SocketAddr, SocketAddr), String>) {
+        if self.phase != Phase::Dialling {
+            return;
+        }
+        let Ok((local, peer)) = result else {
+            self.conn = None;
+            return self.fail(now, Status::BAD_GATEWAY, "connect");
+        };
+        self.local = Some(local);
+        self.peer = Some(peer);
+        let mut client = Client::new(ClientConfig {
+            url: self.route.url.clone(),
+            agent: self.agent.clone(),
+            credentials: self.route.credentials.clone(),
+            basic: self.route.basic,
+            cnonce: self.cnonce,
+            reply: self.times.upstream_reply,
+        });
+        client.describe(now);
+        self.client = Some(client);
+        self.enter(Phase::Describing);
+        self.drain_client(now);
+    }
+
+    /// A response arrived.
+    pub(crate) fn handle_response(&mut self, now: Instant, conn: ConnId, response: Response) {
+        if self.conn == Some(conn)
+            && let Some(client) = &mut self.client
+        {
+            client.handle_response(now, response);
+            self.drain_client(now);
+        }
+    }
+
+    /// The connection is gone.
+    pub(crate) fn handle_closed(&mut self, now: Instant, conn: ConnId) {
+        if self.conn != Some(conn) {
+            return;
+        }
+        self.conn = None;
+        self.client = None;
+        match self.phase {
+            Phase::Closing => self.rest(now),
+            // Nobody waits for anything: cameras close idle connections.
+            Phase::Described if !self.demand.playing => self.rest(now),
+            Phase::Playing => self.lose(now, "connection_closed"),
+            _ => self.fail(now, Status::BAD_GATEWAY, "connection_closed"),
+        }
+    }
+
+    /// The SDP is understood: these media can be set up.
+    pub(crate) fn set_media(&mut self, now: Instant, aggregate: String, media: Vec<UpstreamMedia>) {
+        if self.phase != Phase::Describing {
+            return;
+        }
+        if let Some(client) = &mut self.client {
+            client.set_aggregate(aggregate);
+        }
+        self.media = media;
+        self.failure = None;
+        self.enter(Phase::Described);
+        self.progress(now);
+    }
+
+    /// The SDP is none, or has no media that can be set up.
+    pub(crate) fn reject_description(&mut self, now: Instant) {
+        self.fail(now, Status::BAD_GATEWAY, "description");
+    }
+
+    /// The result of [`UpstreamOutput::Install`].
+    pub(crate) fn handle_row(&mut self, now: Instant, stage: u32, result: Result<RowState, OpError>) {
+        if stage != self.stage || !matches!(self.phase, Phase::Ports | Phase::Installing) {
+            return;
+        }
+        let state = match result {
+            Ok(state) => state,
+            Err(OpError::Exhausted(_)) => return self.fail(now, Status::NOT_ENOUGH_BANDWIDTH, "exhausted"),
+            Err(_) => return self.fail(now, Status::SERVICE_UNAVAILABLE, "install"),
+        };
+        if self.phase == Phase::Installing {
+            self.enter(Phase::Starting);
+            if let Some(client) = &mut self.client {
+                client.play(now);
+            }
+            return self.drain_client(now);
+        }
+        self.ports = self
+            .media
+            .iter()
+            .map(|media| {
+                let input = state.inputs.iter().find(|input| usize::from(input.track.0) == media.index)?;
+                input.local
+            })
+            .collect();
+        self.enter(Phase::SettingUp);
+        self.set_up_next(now);
+    }
+
+    /// Packets arrive.
+    pub(crate) fn observe_active(&mut self) {
+        if matches!(self.phase, Phase::Installing | Phase::Starting | Phase::Playing) {
+            self.active = true;
+            self.attempts = 0;
+            self.probe = None;
+            if self.phase == Phase::Playing {
+                self.deadline = None;
+            }
+        }
+    }
+
+    /// No packet for this long.
+    pub(crate) fn observe_silent(&mut self, now: Instant, silent_for: Duration) {
+        if self.phase != Phase::Playing || silent_for < self.times.silence {
+            return;
+        }
+        if silent_for >= self.times.silence_reopen {
+            return self.reopen(now, "silent");
+        }
+        if self.active && self.probe.is_none() {
+            // A camera that rebooted answers the probe with a reset, one that only pauses answers it.
+            self.probe = Some(now + PROBE_WAIT);
+            if let Some(client) = &mut self.client {
+                client.probe(now);
+            }
+            self.drain_client(now);
+        }
+    }
+
+    /// Deadlines.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if let Some(client) = &mut self.client
+            && client.poll_timeout().is_some_and(|at| at <= now)
+        {
+            client.handle_timeout(now);
+            self.drain_client(now);
+        }
+        if self.probe.is_some_and(|at| at <= now) {
+            self.probe = None;
+            if self.phase == Phase::Playing {
+                return self.reopen(now, "unanswered");
+            }
+        }
+        if self.linger.is_some_and(|at| at <= now) {
+            self.linger = None;
+            return self.close(now);
+        }
+        if self.deadline.is_some_and(|at| at <= now) {
+            self.deadline = None;
+            match self.phase {
+                Phase::Dialling => self.fail(now, Status::GATEWAY_TIMEOUT, "connect_timeout"),
+                Phase::Backoff => {
+                    self.enter(Phase::Idle);
+                    self.progress(now);
+                    if self.phase == Phase::Idle {
+                        self.outputs.push_back(UpstreamOutput::Gone);
+                    }
+                }
+                Phase::Closing => self.finish_closing(now),
+                Phase::Playing if !self.active && self.lower == LowerTransport::Udp => {
+                    self.prefers_tcp = true;
+                    self.outputs.push_back(UpstreamOutput::Note("upstream.fallback", "no_packet"));
+                    self.reopen(now, "fallback");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends the session whatever the demand; [`UpstreamOutput::Gone`] follows.
+    pub(crate) fn close(&mut self, now: Instant) {
+        self.linger = None;
+        self.probe = None;
+        match self.phase {
+            Phase::Idle => self.outputs.push_back(UpstreamOutput::Gone),
+            Phase::Closing => {}
+            Phase::Backoff => self.rest(now),
+            _ => {
+                self.take_inputs_away();
+                self.enter(Phase::Closing);
+                self.deadline = Some(now + TEARDOWN_WAIT);
+                match &mut self.client {
+                    Some(client) => {
+                        client.teardown(now);
+                        self.drain_client(now);
+                    }
+                    None => self.finish_closing(now),
+                }
+            }
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.deadline = None;
+    }
+
+    /// Does what the demand asks for next.
+    fn progress(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Idle if self.demand.playing || self.demand.waiting => self.dial(now),
+            Phase::Described if self.demand.playing => {
+                self.linger = None;
+                self.open(now);
+            }
+            Phase::Described | Phase::Playing => {
+                if self.demand.playing {
+                    self.linger = None;
+                } else if self.linger.is_none() || self.demand.waiting {
+                    self.linger = Some(now + self.times.linger);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Somebody used the SDP: the linger starts anew.
+    pub(crate) fn touch(&mut self, now: Instant) {
+        if self.linger.is_some() {
+            self.linger = Some(now + self.times.linger);
+        }
+    }
+
+    fn dial(&mut self, now: Instant) {
+        self.enter(Phase::Dialling);
+        self.deadline = Some(now + self.times.dial);
+        self.local = None;
+        self.peer = None;
+        self.outputs.push_back(UpstreamOutput::Dial);
+    }
+
+    /// Sets every media up anew, on the connection there is.
+    fn open(&mut self, now: Instant) {
+        self.lower = match self.route.transport {
+            PullTransport::Tcp => LowerTransport::Tcp,
+            PullTransport::Udp => LowerTransport::Udp,
+            PullTransport::Auto if self.prefers_tcp => LowerTransport::Tcp,
+            PullTransport::Auto => LowerTransport::Udp,
+        };
+        self.generation = self.generation.wrapping_add(1);
+        self.next = 0;
+        self.active = false;
+        self.probe = None;
+        self.agreed = vec![None; self.media.len()];
+        self.ports = vec![None; self.media.len()];
+        if self.lower == LowerTransport::Udp {
+            self.enter(Phase::Ports);
+            self.install(now);
+        } else {
+            self.enter(Phase::SettingUp);
+            self.set_up_next(now);
+        }
+    }
+
+    fn install(&mut self, now: Instant) {
+        let (Some(local), Some(peer), Some(conn)) = (self.local, self.peer, self.conn) else {
+            return self.fail(now, Status::BAD_GATEWAY, "connection_closed");
+        };
+        let is_final = self.phase == Phase::Installing;
+        let inputs = self
+            .media
+            .iter()
+            .zip(&self.agreed)
+            .filter(|(_, agreed)| !is_final || agreed.is_some())
+            .map(|(media, agreed)| self.input(media, agreed.as_ref(), conn, local.ip(), peer.ip()))
+            .collect();
+        self.has_inputs = true;
+        self.stage = self.stage.wrapping_add(1);
+        self.outputs.push_back(UpstreamOutput::Install(self.stage, inputs));
+    }
+
+    fn input(
+        &self,
+        media: &UpstreamMedia,
+        agreed: Option<&Agreed>,
+        conn: ConnId,
+        local: IpAddr,
+        peer: IpAddr,
+    ) -> InputRow {
+        let (encap, ssrc) = match agreed {
+            Some(Agreed::Tcp { channels, ssrc }) => {
+                let rtcp = channels.rtcp_channel().unwrap_or(channels.rtp);
+                (Encap::Interleaved { conn, rtp: channels.rtp, rtcp }, *ssrc)
+            }
+            // `source=` is not believed: media is admitted from the RTSP peer's address only (SEC-2).
+            Some(Agreed::Udp { rtp, rtcp, ssrc, .. }) => {
+                (Encap::Udp { peer, peer_rtp: *rtp, peer_rtcp: *rtcp, local }, *ssrc)
+            }
+            None => (Encap::Udp { peer, peer_rtp: None, peer_rtcp: None, local }, None),
+        };
+        InputRow {
+            track: TrackId(media.index as u8),
+            encap,
+            ssrc,
+            feedback: media.profile.is_feedback(),
+            generation: self.generation,
+        }
+    }
+
+    fn set_up_next(&mut self, now: Instant) {
+        let Some(media) = self.media.get(self.next) else {
+            if self.agreed.iter().all(Option::is_none) {
+                return self.fail(now, Status::BAD_GATEWAY, "setup");
+            }
+            self.enter(Phase::Installing);
+            return self.install(now);
+        };
+        let asked = match (self.lower, self.ports.get(self.next).copied().flatten()) {
+            (LowerTransport::Udp, Some(ports)) => {
+                TransportSpec::udp_request(media.profile, PortRange::pair(ports.rtp, ports.rtcp))
+            }
+            (LowerTransport::Udp, None) => return self.fail(now, Status::SERVICE_UNAVAILABLE, "no_ports"),
+            (LowerTransport::Tcp, _) => {
+                let rtp = (self.next.min(127) * 2) as u8;
+                TransportSpec::tcp_request(media.profile, ChannelRange::pair(rtp, rtp + 1))
+            }
+        };
+        if let Some(client) = &mut self.client {
+            client.setup(now, self.next, media.url.clone(), asked);
+        }
+        self.drain_client(now);
+    }
+
+    fn drain_client(&mut self, now: Instant) {
+        while let Some(output) = self.client.as_mut().and_then(Client::poll_output) {
+            match output {
+                ClientOutput::Send(request) => {
+                    if let Some(conn) = self.conn {
+                        self.outputs.push_back(UpstreamOutput::Send(conn, request));
+                    }
+                }
+                ClientOutput::Described { sdp, content_base, content_location } => {
+                    self.outputs.push_back(UpstreamOutput::Described { sdp, content_base, content_location });
+                }
+                ClientOutput::SetUp { media, agreed } if self.phase == Phase::SettingUp => {
+                    self.accept(now, media, agreed);
+                }
+                ClientOutput::Playing { .. } if self.phase == Phase::Starting => {
+                    self.enter(Phase::Playing);
+                    let may_fall_back =
+                        self.lower == LowerTransport::Udp && self.route.transport == PullTransport::Auto;
+                    if may_fall_back && !self.active {
+                        self.deadline = Some(now + self.times.udp_fallback);
+                    }
+                    self.outputs.push_back(UpstreamOutput::Note("upstream.playing", self.transport_name()));
+                    self.progress(now);
+                }
+                ClientOutput::Alive => self.probe = None,
+                ClientOutput::Unanswered => {
+                    self.outputs.push_back(UpstreamOutput::Note("upstream.keepalive_unanswered", ""));
+                }
+                ClientOutput::SessionLost => {
+                    self.outputs.push_back(UpstreamOutput::Note("upstream.session_lost", "454"));
+                    if self.phase == Phase::Playing {
+                        // The legs stay, only the camera's half starts over (RTSP-24).
+                        self.open(now);
+                    } else {
+                        self.fail(now, Status::BAD_GATEWAY, "session_lost");
+                    }
+                }
+                ClientOutput::TornDown if self.phase == Phase::Closing => self.finish_closing(now),
+                ClientOutput::Failed(error) => self.handle_failure(now, error),
+                ClientOutput::SetUp { .. }
+                | ClientOutput::Playing { .. }
+                | ClientOutput::Paused
+                | ClientOutput::TornDown => {}
+            }
+        }
+    }
+
+    /// `tcp` or `udp`.
+    pub(crate) fn transport_name(&self) -> &'static str {
+        match self.lower {
+            LowerTransport::Udp => "udp",
+            LowerTransport::Tcp => "tcp",
+        }
+    }
+
+    fn accept(&mut self, now: Instant, media: usize, agreed: Agreed) {
+        if let Agreed::Tcp { channels, .. } = &agreed {
+            let rtcp = channels.rtcp_channel();
+            let is_taken = self.agreed.iter().flatten().any(|other| match other {
+                Agreed::Tcp { channels: other, .. } => {
+                    let used = [Some(other.rtp), other.rtcp_channel()];
+                    used.contains(&Some(channels.rtp)) || used.contains(&rtcp)
+                }
+                Agreed::Udp { .. } => false,
+            });
+            if is_taken || rtcp == Some(channels.rtp) {
+                return self.fail(now, Status::BAD_GATEWAY, "channels");
+            }
+        }
+        if let Some(slot) = self.agreed.get_mut(media) {
+            *slot = Some(agreed);
+        }
+        self.next = media + 1;
+        self.set_up_next(now);
+    }
+
+    fn handle_failure(&mut self, now: Instant, error: ClientError) {
+        let is_auto = self.route.transport == PullTransport::Auto;
+        match error {
+            ClientError::Refused { step: Step::Setup(_), status: Status::UNSUPPORTED_TRANSPORT }
+                if is_auto =>
+            {
+                let is_first = self.agreed.iter().all(Option::is_none);
+                match self.lower {
+                    LowerTransport::Udp if !self.refused_tcp => {
+                        self.prefers_tcp = true;
+                        self.outputs.push_back(UpstreamOutput::Note("upstream.fallback", "461"));
+                    }
+                    LowerTransport::Tcp if !self.refused_tcp => {
+                        // It took UDP before, or never said: UDP once more, then that is its answer.
+                        self.refused_tcp = true;
+                        self.prefers_tcp = false;
+                    }
+                    _ => {
+                        self.refused_tcp = false;
+                        return self.fail(now, Status::BAD_GATEWAY, "transport");
+                    }
+                }
+                if is_first { self.open(now) } else { self.reopen(now, "transport") }
+            }
+            // A media that cannot be set up does not take the others with it.
+            ClientError::Refused { step: Step::Setup(media), status }
+                if self.media.len() > 1 && status != Status::NOT_ENOUGH_BANDWIDTH =>
+            {
+                self.outputs.push_back(UpstreamOutput::Note("upstream.media_refused", "setup"));
+                self.next = media + 1;
+                self.set_up_next(now);
+            }
+            ClientError::Timeout(_) => self.fail(now, Status::GATEWAY_TIMEOUT, "timeout"),
+            ClientError::Unauthorized => self.fail(now, Status::BAD_GATEWAY, "unauthorized"),
+            ClientError::Refused { status: Status::NOT_FOUND, .. } => {
+                self.fail(now, Status::BAD_GATEWAY, "not_found");
+            }
+            ClientError::Refused { .. } => self.fail(now, Status::BAD_GATEWAY, "refused"),
+            ClientError::Malformed { .. } => self.fail(now, Status::BAD_GATEWAY, "malformed"),
+        }
+    }
+
+    fn take_inputs_away(&mut self) {
+        self.stage = self.stage.wrapping_add(1);
+        if self.has_inputs {
+            self.has_inputs = false;
+            self.outputs.push_back(UpstreamOutput::Away);
+        }
+    }
+
+    fn drop_conn(&mut self) {
+        self.client = None;
+        self.peer = None;
+        self.local = None;
+        if let Some(conn) = self.conn.take() {
+            self.outputs.push_back(UpstreamOutput::Close(conn));
+        }
+    }
+
+    /// Opening did not work: tells who waits, and tries again while viewers stay.
+    fn fail(&mut self, now: Instant, status: Status, reason: &'static str) {
+        self.take_inputs_away();
+        self.drop_conn();
+        self.linger = None;
+        self.probe = None;
+        // A refusal for want of credentials is never answered from memory (RTSP-28).
+        self.failure = (reason != "unauthorized").then_some((now, status));
+        self.demand.waiting = false;
+        self.back_off(now);
+        self.outputs.push_back(UpstreamOutput::Failed { status, reason });
+        if self.phase == Phase::Idle {
+            self.outputs.push_back(UpstreamOutput::Gone);
+        }
+    }
+
+    /// A camera that played is gone; the legs stay.
+    fn lose(&mut self, now: Instant, reason: &'static str) {
+        self.take_inputs_away();
+        self.drop_conn();
+        self.linger = None;
+        self.probe = None;
+        self.outputs.push_back(UpstreamOutput::Note("upstream.lost", reason));
+        self.back_off(now);
+        if self.phase == Phase::Idle {
+            self.outputs.push_back(UpstreamOutput::Gone);
+        }
+    }
+
+    fn back_off(&mut self, now: Instant) {
+        if !self.demand.playing {
+            return self.enter(Phase::Idle);
+        }
+        let (first, longest) = self.times.backoff;
+        let wait = first.saturating_mul(1 << self.attempts.min(8)).min(longest);
+        self.attempts = self.attempts.saturating_add(1);
+        self.enter(Phase::Backoff);
+        self.deadline = Some(now + wait);
+    }
+
+    /// Takes leave of the camera as well as it can be done without waiting, and dials it anew.
+    fn reopen(&mut self, now: Instant, reason: &'static str) {
+        self.outputs.push_back(UpstreamOutput::Note("upstream.reopen", reason));
+        self.take_inputs_away();
+        if let Some(client) = &mut self.client {
+            client.teardown(now);
+            while let Some(output) = client.poll_output() {
+                if let (ClientOutput::Send(request), Some(conn)) = (output, self.conn) {
+                    self.outputs.push_back(UpstreamOutput::Send(conn, request));
+                }
+            }
+        }
+        self.drop_conn();
+        self.linger = None;
+        self.probe = None;
+        self.enter(Phase::Idle);
+        self.progress(now);
+        if self.phase == Phase::Idle {
+            self.outputs.push_back(UpstreamOutput::Gone);
+        }
+    }
+
+    fn finish_closing(&mut self, now: Instant) {
+        self.drop_conn();
+        self.rest(now);
+    }
+
+    /// Nothing is open any more; demand that came meanwhile starts over.
+    fn rest(&mut self, now: Instant) {
+        self.take_inputs_away();
+        self.drop_conn();
+        self.linger = None;
+        self.enter(Phase::Idle);
+        self.progress(now);
+        if self.phase == Phase::Idle {
+            self.outputs.push_back(UpstreamOutput::Gone);
+        }
+    }
+}
