@@ -4,6 +4,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::abi;
 use crate::decide::Admission;
+use crate::header::RtpFixed;
 
 abi! {
     /// Key of a flow: the 5-tuple (the protocol is always UDP) and the interface it came in by.
@@ -130,6 +131,26 @@ abi! {
         pub seen: u8,
         /// Explicit padding, 0.
         pub pad: u8,
+    }
+}
+
+impl FlowStats {
+    /// Counts one admitted datagram of `bytes` UDP payload; `header` is `None` on flows that carry no RTP.
+    #[inline]
+    pub const fn count(&mut self, header: Option<&RtpFixed>, bytes: u64) {
+        self.packets = self.packets.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(bytes);
+        if let Some(header) = header {
+            self.last_seq = header.seq();
+            self.last_timestamp = header.timestamp();
+        }
+        self.seen = 1;
+    }
+
+    /// Counts one dropped datagram.
+    #[inline]
+    pub const fn count_drop(&mut self) {
+        self.dropped = self.dropped.wrapping_add(1);
     }
 }
 
