@@ -537,7 +537,7 @@ impl TrackInput {
                     }
                 }
                 Packet::Bye(said) => {
-                    bye |= ssrc.is_some_and(|ssrc| said.ssrcs().any(|source| source == ssrc))
+                    bye |= ssrc.is_some_and(|ssrc| said.ssrcs().any(|source| source == ssrc));
                 }
                 _ => {}
             }

@@ -84,11 +84,7 @@ impl<T> Reorder<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[expect(clippy::disallowed_methods, reason = "tests need one moment to count from")]
-    fn start() -> Instant {
-        Instant::now()
-    }
+    use crate::testing::start;
 
     fn drain(buffer: &mut Reorder<u64>, now: Instant) -> Vec<u64> {
         std::iter::from_fn(|| buffer.pop(now).map(|(ext, _)| ext)).collect()

@@ -52,3 +52,6 @@ pub use project::{Projection, ResumePolicy};
 pub use report::LegReport;
 pub use rtp::RtpView;
 pub use stats::ReceiverStats;
+
+#[cfg(test)]
+mod testing;

@@ -110,6 +110,7 @@ impl PeerLock {
 mod tests {
     use super::*;
     use crate::rtp::PacketBuilder;
+    use crate::testing::start;
 
     fn rtp(seq: u16) -> Vec<u8> {
         PacketBuilder::new(96, seq, 0, 7).build(b"x")
@@ -121,11 +122,6 @@ mod tests {
 
     fn lock(now: Instant, port: Option<u16>) -> PeerLock {
         PeerLock::new(now, at(0).ip(), port, &[96])
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "tests need one moment to count from")]
-    fn start() -> Instant {
-        Instant::now()
     }
 
     const UNKNOWN: PeerVerdict = PeerVerdict::Drop(DropReason::UnknownSource);

@@ -50,8 +50,8 @@ impl RrSchedule {
             return false;
         }
         self.state = self.state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let early = RR_INTERVAL / 10 * (self.state >> 24) / 256;
-        self.due = now + RR_INTERVAL - early;
+        let spread = RR_INTERVAL / 10 * (self.state >> 24) / 255;
+        self.due = now + RR_INTERVAL * 9 / 10 + spread;
         true
     }
 }

@@ -229,7 +229,7 @@ impl ReceiverStats {
         let received = now.1.saturating_sub(run.prior.1);
         run.prior = now;
         let lost = expected.saturating_sub(received);
-        let fraction = if expected == 0 { 0 } else { (lost << 8) / expected };
+        let fraction = (lost << 8).checked_div(expected).unwrap_or(0);
         Some(Reception {
             fraction_lost: fraction.min(255) as u8,
             cumulative_lost: run.cumulative_lost(),

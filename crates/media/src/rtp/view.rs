@@ -206,7 +206,7 @@ mod tests {
     fn rtcp_is_told_from_rtp_by_its_second_byte() {
         assert!(is_rtcp(&[0x80, 200]));
         assert!(!is_rtcp(&[0x80, 96]));
-        assert!(!is_rtcp(&[0x80, 0x80 | 96]), "marker and payload type 96 make 224");
+        assert!(!is_rtcp(&[0x80, 0x80 + 96]), "marker and payload type 96 make 224");
         assert!(!is_rtcp(&[]));
     }
 }
