@@ -1,0 +1,447 @@
+//! The one executor of [`FlowChange`]s.
+//!
+//! Owns what is known of rows, legs and connections of this node, opens the sockets a change needs, hands
+//! the steps to the workers in order and undoes them in reverse when one fails. Lives on the control
+//! thread. Planning and queueing happen in the call, so operations take effect in the order of the calls;
+//! the returned future waits for the acknowledgement only.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use msm_control_plane::event::{ConnEnd, OpError};
+use msm_graph::{
+    ConnId, Encap, Epoch, InputRow, InputState, LegId, LegOp, LegSpec, LegState, PortPair, Row, RowOp,
+    RowState, StreamId, TrackId,
+};
+use msm_rtsp::conn::{ConnLimits, Role};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::plan::{self, FlowChange};
+use crate::user::tcp::{self, ConnHandle};
+use crate::user::worker::{Command, Step, WorkerHandle};
+use crate::user::{UserEvent, WorkerConfig, buffer_warning, udp};
+
+/// Longest wait for a worker or a connection to acknowledge, beyond what the operation itself may take.
+const ACK: Duration = Duration::from_secs(5);
+
+/// A row in force.
+#[derive(Debug)]
+struct KnownStream {
+    row: Row,
+    worker: usize,
+    ports: HashMap<TrackId, PortPair>,
+}
+
+#[derive(Debug)]
+struct KnownConn {
+    handle: ConnHandle,
+    peer: Option<SocketAddr>,
+    /// The worker it was sent to, once a channel was bound.
+    home: Option<usize>,
+}
+
+#[derive(Debug)]
+struct State {
+    config: WorkerConfig,
+    workers: Vec<WorkerHandle>,
+    events: mpsc::Sender<UserEvent>,
+    epoch: Epoch,
+    streams: HashMap<StreamId, KnownStream>,
+    legs: HashMap<LegId, LegSpec>,
+    conns: HashMap<ConnId, KnownConn>,
+    /// Where to look for the next free pair of ports.
+    cursor: usize,
+    buffer_warned: bool,
+}
+
+/// Executes row and leg operations. Cheap to clone; all clones are the same executor.
+#[derive(Debug, Clone)]
+pub struct Installer(Rc<RefCell<State>>);
+
+/// What is still to be waited for.
+#[derive(Debug, Default)]
+struct Pending {
+    applied: Vec<oneshot::Receiver<Result<(), OpError>>>,
+    moved: Vec<oneshot::Receiver<Result<(), OpError>>>,
+    /// What to send, and to whom, if it fails.
+    undo: Vec<(usize, Step)>,
+}
+
+impl Installer {
+    pub(crate) fn new(
+        workers: Vec<WorkerHandle>,
+        config: WorkerConfig,
+        events: mpsc::Sender<UserEvent>,
+    ) -> Self {
+        Self(Rc::new(RefCell::new(State {
+            config,
+            workers,
+            events,
+            epoch: Epoch::default(),
+            streams: HashMap::new(),
+            legs: HashMap::new(),
+            conns: HashMap::new(),
+            cursor: 0,
+            buffer_warned: false,
+        })))
+    }
+
+    /// Drives a connection that was just accepted or dialled. To be called within a `LocalSet` on the
+    /// control thread. A socket that is dead already ends with the usual [`UserEvent::Closed`].
+    pub fn spawn_conn(&self, stream: TcpStream, id: ConnId, role: Role, limits: ConnLimits) -> ConnHandle {
+        let events = self.0.borrow().events.clone();
+        let peer = stream.peer_addr().ok().map(|a| SocketAddr::new(a.ip().to_canonical(), a.port()));
+        let (handle, parts) = tcp::assemble(stream, id, role, limits, events.clone());
+        self.0.borrow_mut().conns.insert(id, KnownConn { handle: handle.clone(), peer, home: None });
+        tokio::task::spawn_local(async move {
+            match parts {
+                Ok(parts) => tcp::run_on_control(parts).await,
+                Err(error) => {
+                    let end = ConnEnd::Io(error.to_string());
+                    let _ = events.send(UserEvent::Closed { conn: id, end }).await;
+                }
+            }
+        });
+        handle
+    }
+
+    /// The way to a connection that has not been forgotten.
+    pub fn conn(&self, id: ConnId) -> Option<ConnHandle> {
+        self.0.borrow().conns.get(&id).map(|known| known.handle.clone())
+    }
+
+    /// Forgets a connection after [`UserEvent::Closed`].
+    pub fn forget_conn(&self, id: ConnId) {
+        self.0.borrow_mut().conns.remove(&id);
+    }
+
+    /// Makes a row so. Steps are queued when this returns; the future waits for them.
+    ///
+    /// # Errors
+    /// (of the future) [`OpError::StaleEpoch`]; [`OpError::Exhausted`] when no port pair is left;
+    /// [`OpError::NotFound`] when a connection it names is gone; [`OpError::Io`] with the system's words.
+    /// What was opened for it has been closed again.
+    pub fn submit_row(&self, op: RowOp) -> impl Future<Output = Result<RowState, OpError>> + 'static {
+        let submitted = self.0.borrow_mut().submit_row(op);
+        let this = self.clone();
+        async move {
+            let (pending, stream, before) = submitted?;
+            let result = pending.settle(&this, ACK).await;
+            let mut state = this.0.borrow_mut();
+            if let Err(error) = result {
+                state.take_back_row(stream, before);
+                return Err(error);
+            }
+            Ok(state.row_state(stream))
+        }
+    }
+
+    /// Makes a leg so. Steps are queued when this returns; the future waits for them, of an arm for its
+    /// first packets.
+    ///
+    /// # Errors
+    /// (of the future) [`OpError::NotFound`] when the leg, its stream or its connection is gone;
+    /// [`OpError::Io`] and [`OpError::Exhausted`] as for rows.
+    pub fn submit_leg(&self, op: LegOp) -> impl Future<Output = Result<LegState, OpError>> + 'static {
+        let submitted = self.0.borrow_mut().submit_leg(&op);
+        let this = self.clone();
+        async move {
+            let gone = || OpError::Io("the worker has ended".to_owned());
+            match submitted? {
+                Submitted::Attached { pending, leg, before, states } => {
+                    if let Err(error) = pending.settle(&this, ACK).await {
+                        let mut state = this.0.borrow_mut();
+                        match before {
+                            Some(spec) => state.legs.insert(leg, spec),
+                            None => state.legs.remove(&leg),
+                        };
+                        return Err(error);
+                    }
+                    let states = tokio::time::timeout(ACK, states).await;
+                    states.ok().and_then(Result::ok).map(LegState::Attached).ok_or_else(gone)
+                }
+                Submitted::Armed { wait, starts } => {
+                    // The worker answers in time; it drops the answer when the leg goes meanwhile.
+                    match tokio::time::timeout(wait + ACK, starts).await {
+                        Ok(Ok(starts)) => Ok(LegState::Armed(starts)),
+                        _ => Err(OpError::NotFound(format!("leg {}", op.leg()))),
+                    }
+                }
+                Submitted::Paused(pending) => pending.settle(&this, ACK).await.map(|()| LegState::Paused),
+                Submitted::Detached(pending) => pending.settle(&this, ACK).await.map(|()| LegState::Detached),
+            }
+        }
+    }
+}
+
+enum Submitted {
+    Attached {
+        pending: Pending,
+        leg: LegId,
+        before: Option<LegSpec>,
+        states: oneshot::Receiver<Vec<msm_graph::LegTrackState>>,
+    },
+    Armed {
+        wait: Duration,
+        starts: oneshot::Receiver<Vec<msm_graph::LegStart>>,
+    },
+    Paused(Pending),
+    Detached(Pending),
+}
+
+impl Pending {
+    /// Waits for everything; undoes in reverse if something failed.
+    async fn settle(self, installer: &Installer, patience: Duration) -> Result<(), OpError> {
+        let mut failure = None;
+        for ack in self.moved.into_iter().chain(self.applied) {
+            let result = match tokio::time::timeout(patience, ack).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(OpError::NotFound("the connection ended meanwhile".to_owned())),
+                Err(_) => Err(OpError::Io("no acknowledgement in time".to_owned())),
+            };
+            failure = failure.or(result.err());
+        }
+        let Some(error) = failure else { return Ok(()) };
+        let state = installer.0.borrow();
+        for (worker, step) in self.undo.into_iter().rev() {
+            let (answer, _) = oneshot::channel();
+            if let Some(worker) = state.workers.get(worker) {
+                let _ = worker.send(Command::Apply { steps: vec![step], answer });
+            }
+        }
+        Err(error)
+    }
+}
+
+type RowSubmitted = (Pending, StreamId, Option<Row>);
+
+impl State {
+    fn submit_row(&mut self, op: RowOp) -> Result<RowSubmitted, OpError> {
+        let (RowOp::Upsert(epoch, _) | RowOp::Remove(epoch, _)) = &op;
+        if *epoch < self.epoch {
+            return Err(OpError::StaleEpoch);
+        }
+        self.epoch = *epoch;
+        let row = match op {
+            RowOp::Upsert(_, row) => row,
+            RowOp::Remove(_, stream) => return self.remove_row(stream),
+        };
+        let stream = row.stream;
+        let known = self.streams.get(&stream);
+        let changes = plan::plan_row(known.map(|known| &known.row), &row);
+        let worker = match known {
+            Some(known) => known.worker,
+            None => self.place(&changes),
+        };
+        // Everything that can fail here is done before the first step is queued.
+        let homes = self.check_homes(&changes, worker)?;
+        let mut ports = known.map(|known| known.ports.clone()).unwrap_or_default();
+        let mut steps = Vec::with_capacity(changes.len());
+        let mut undo = Vec::new();
+        for change in &changes {
+            if let Some(step) = change.undo().and_then(|undone| self.step_of(stream, undone)) {
+                undo.push((worker, step));
+            }
+            if let FlowChange::CloseInput { track, .. } = change {
+                ports.remove(track);
+            }
+            if let FlowChange::OpenInput { input, .. } = change {
+                let (step, pair) = self.open_input(stream, input.clone())?;
+                ports.remove(&input.track);
+                ports.extend(pair.map(|pair| (input.track, pair)));
+                steps.push(step);
+            } else if let Some(step) = self.step_of(stream, change.clone()) {
+                steps.push(step);
+            }
+        }
+        let mut pending = Pending { undo, ..Pending::default() };
+        self.relocate(homes, worker, &mut pending);
+        if !steps.is_empty() {
+            self.apply(worker, steps, &mut pending)?;
+        }
+        let before = self.streams.insert(stream, KnownStream { row, worker, ports });
+        Ok((pending, stream, before.map(|known| known.row)))
+    }
+
+    fn remove_row(&mut self, stream: StreamId) -> Result<RowSubmitted, OpError> {
+        let mut pending = Pending::default();
+        if let Some(known) = self.streams.remove(&stream) {
+            self.legs.retain(|_, spec| spec.stream != stream);
+            self.apply(known.worker, vec![Step::CloseStream(stream)], &mut pending)?;
+        }
+        Ok((pending, stream, None))
+    }
+
+    /// After a failure: what was opened has been undone, so inputs that were not there before are not
+    /// there now.
+    fn take_back_row(&mut self, stream: StreamId, before: Option<Row>) {
+        match before {
+            None => {
+                self.streams.remove(&stream);
+                self.legs.retain(|_, spec| spec.stream != stream);
+            }
+            Some(before) => {
+                if let Some(known) = self.streams.get_mut(&stream) {
+                    known.row.inputs.retain(|input| before.inputs.contains(input));
+                }
+            }
+        }
+    }
+
+    fn row_state(&self, stream: StreamId) -> RowState {
+        let Some(known) = self.streams.get(&stream) else { return RowState::default() };
+        let state = |input: &InputRow| InputState {
+            track: input.track,
+            local: known.ports.get(&input.track).copied(),
+        };
+        RowState { inputs: known.row.inputs.iter().map(state).collect() }
+    }
+
+    fn submit_leg(&mut self, op: &LegOp) -> Result<Submitted, OpError> {
+        let leg = op.leg();
+        let known = self.legs.get(&leg);
+        let changes = plan::plan_leg(known, op)?;
+        let stream = match (op, known) {
+            (LegOp::Attach(spec), _) => spec.stream,
+            (_, Some(known)) => known.stream,
+            (_, None) => return Ok(Submitted::Detached(Pending::default())),
+        };
+        let Some(worker) = self.streams.get(&stream).map(|known| known.worker) else {
+            return Err(OpError::NotFound(format!("stream {stream}")));
+        };
+        let homes = self.check_homes(&changes, worker)?;
+        if let LegOp::Arm { wait_millis, .. } = op {
+            let wait = Duration::from_millis(u64::from(*wait_millis));
+            let (answer, starts) = oneshot::channel();
+            self.command(worker, Command::Arm { stream, leg, wait, answer })?;
+            return Ok(Submitted::Armed { wait, starts });
+        }
+        let mut pending = Pending::default();
+        for change in &changes {
+            if let Some(step) = change.undo().and_then(|undone| self.step_of(stream, undone)) {
+                pending.undo.push((worker, step));
+            }
+        }
+        let steps: Vec<_> = changes.into_iter().filter_map(|change| self.step_of(stream, change)).collect();
+        self.relocate(homes, worker, &mut pending);
+        if !steps.is_empty() {
+            self.apply(worker, steps, &mut pending)?;
+        }
+        match op {
+            LegOp::Attach(spec) => {
+                let (answer, states) = oneshot::channel();
+                self.command(worker, Command::LegStates { stream, leg, answer })?;
+                let before = self.legs.insert(leg, spec.clone());
+                Ok(Submitted::Attached { pending, leg, before, states })
+            }
+            LegOp::Detach { .. } => {
+                self.legs.remove(&leg);
+                Ok(Submitted::Detached(pending))
+            }
+            LegOp::Arm { .. } | LegOp::Pause { .. } => Ok(Submitted::Paused(pending)),
+        }
+    }
+
+    /// The worker of a new stream: where its connection lives already, else the one with fewest streams.
+    fn place(&self, changes: &[FlowChange]) -> usize {
+        let home = plan::connections(changes).into_iter().find_map(|conn| self.conns.get(&conn)?.home);
+        home.unwrap_or_else(|| {
+            (0..self.workers.len())
+                .min_by_key(|worker| self.streams.values().filter(|known| known.worker == *worker).count())
+                .unwrap_or(0)
+        })
+    }
+
+    /// Connections that have to move to `worker` for these changes.
+    fn check_homes(&self, changes: &[FlowChange], worker: usize) -> Result<Vec<ConnId>, OpError> {
+        let mut moving = Vec::new();
+        for conn in plan::connections(changes) {
+            let known = self.conns.get(&conn).filter(|known| !known.handle.is_closed());
+            match known.ok_or_else(|| OpError::NotFound(format!("connection {conn}")))?.home {
+                None => moving.push(conn),
+                Some(home) if home == worker => {}
+                Some(home) => {
+                    let words =
+                        format!("connection {conn} lives on data-{home}, its stream on data-{worker}");
+                    return Err(OpError::Exhausted(words));
+                }
+            }
+        }
+        Ok(moving)
+    }
+
+    fn relocate(&mut self, conns: Vec<ConnId>, worker: usize, pending: &mut Pending) {
+        let Some(handle) = self.workers.get(worker).cloned() else { return };
+        for conn in conns {
+            if let Some(known) = self.conns.get_mut(&conn) {
+                known.home = Some(worker);
+                pending.moved.push(known.handle.relocate(handle.clone()));
+            }
+        }
+    }
+
+    fn command(&self, worker: usize, command: Command) -> Result<(), OpError> {
+        match self.workers.get(worker) {
+            Some(handle) => handle.send(command),
+            None => Err(OpError::Io(format!("no worker data-{worker}"))),
+        }
+    }
+
+    fn apply(&self, worker: usize, steps: Vec<Step>, pending: &mut Pending) -> Result<(), OpError> {
+        let (answer, done) = oneshot::channel();
+        self.command(worker, Command::Apply { steps, answer })?;
+        pending.applied.push(done);
+        Ok(())
+    }
+
+    /// Opens what an input needs.
+    fn open_input(&mut self, stream: StreamId, input: InputRow) -> Result<(Step, Option<PortPair>), OpError> {
+        let local = match &input.encap {
+            Encap::Udp { local, .. } => local.to_canonical(),
+            Encap::Interleaved { conn, .. } => {
+                let peer = self.conns.get(conn).and_then(|known| known.peer);
+                return Ok((Step::OpenChannelInput { stream, input, peer }, None));
+            }
+        };
+        let range = self.config.input_ports.clone();
+        let opened = udp::open_pair(local, &range, &mut self.cursor, self.config.buffers());
+        let (rtp, rtcp) = opened.map_err(|error| {
+            if error.kind() == std::io::ErrorKind::AddrInUse {
+                let words = format!("UDP ports {}-{} (--input-ports)", range.start(), range.end());
+                OpError::Exhausted(words)
+            } else {
+                OpError::Io(format!("UDP port on {local}: {error}"))
+            }
+        })?;
+        if let Some(words) = buffer_warning("cameras", rtp.receive_buffer, self.config.receive_buffer)
+            && !std::mem::replace(&mut self.buffer_warned, true)
+        {
+            tracing::warn!(event = "socket.buffer", "{words}");
+        }
+        let port = |bound: &udp::Bound| bound.socket.local_addr().map(|addr| addr.port());
+        let ports = port(&rtp).and_then(|rtp_port| Ok(PortPair { rtp: rtp_port, rtcp: port(&rtcp)? }));
+        let pair = ports.map_err(|error| OpError::Io(error.to_string()))?;
+        Ok((Step::OpenUdpInput { stream, input, rtp, rtcp }, Some(pair)))
+    }
+
+    /// The worker's step of a change; `None` for those that have a way of their own.
+    fn step_of(&self, stream: StreamId, change: FlowChange) -> Option<Step> {
+        Some(match change {
+            FlowChange::OpenStream { stream } => Step::OpenStream(stream),
+            FlowChange::Describe { row } => Step::Describe(row),
+            FlowChange::RetargetInput { stream, input } => Step::RetargetInput { stream, input },
+            FlowChange::CloseInput { stream, track } => Step::CloseInput { stream, track },
+            FlowChange::CloseStream { stream } => Step::CloseStream(stream),
+            FlowChange::OpenLeg { spec } => Step::OpenLeg(spec),
+            FlowChange::OpenLegTrack { leg, track } => Step::OpenLegTrack { stream, leg, track },
+            FlowChange::CloseLegTrack { leg, track } => Step::CloseLegTrack { stream, leg, track },
+            FlowChange::PauseLeg { leg } => Step::PauseLeg { stream, leg },
+            FlowChange::CloseLeg { leg, bye } => Step::CloseLeg { stream, leg, bye },
+            FlowChange::OpenInput { .. } | FlowChange::ArmLeg { .. } => return None,
+        })
+    }
+}

@@ -1,0 +1,291 @@
+//! The user-space path: pinned workers that own streams, and the way to them.
+//!
+//! Owns the threads, the sockets that all viewers share, and the handles by which the control thread
+//! reaches them. It must not decide what a stream or a leg is for: that comes from [`crate::install`].
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use msm_control_plane::event::ConnEnd;
+use msm_graph::{ConnId, PortPair, Report};
+use msm_rtsp::message::{Request, Response};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::install::Installer;
+use crate::stats::Snapshot;
+
+mod io_buffers;
+mod leg;
+mod stream;
+pub mod tcp;
+pub(crate) mod udp;
+pub(crate) mod worker;
+
+use worker::{Command, WorkerHandle};
+
+/// What the data path tells the control thread.
+#[derive(Debug)]
+pub enum UserEvent {
+    /// A request arrived on an accepted connection, in order.
+    Request {
+        /// The connection.
+        conn: ConnId,
+        /// The request.
+        request: Request,
+    },
+    /// A response arrived on a dialled connection.
+    Response {
+        /// The connection.
+        conn: ConnId,
+        /// The response.
+        response: Response,
+    },
+    /// A connection is gone; the last event about it.
+    Closed {
+        /// The connection.
+        conn: ConnId,
+        /// Why.
+        end: ConnEnd,
+    },
+    /// The packet path observed something.
+    Report(Report),
+    /// Bad input; whoever sent it has been answered where there is an answer. To be counted by reason and
+    /// logged at a limited rate.
+    Rejected {
+        /// Who sent it.
+        peer: SocketAddr,
+        /// Stable name of what was wrong.
+        reason: &'static str,
+    },
+}
+
+/// Settings of the user-space path.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Data threads; `None` means one per core but one, at least one.
+    pub threads: Option<usize>,
+    /// Whether to pin each thread to a core.
+    pub pin: bool,
+    /// Even port of the pair for players; RTCP is the next. 0 takes any free pair.
+    pub player_port: u16,
+    /// Addresses to open that pair on. One that the host lacks the family for is skipped if it is a
+    /// wildcard.
+    pub player_addresses: Vec<IpAddr>,
+    /// Ports for cameras and publishers on UDP, a pair per track; `0..=0` takes any free pairs.
+    pub input_ports: RangeInclusive<u16>,
+    /// `SO_RCVBUF` to ask for, in bytes.
+    pub receive_buffer: usize,
+    /// `SO_SNDBUF` to ask for, in bytes.
+    pub send_buffer: usize,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            pin: true,
+            player_port: 8060,
+            player_addresses: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            input_ports: 8062..=8187,
+            // protocols.md section 10.
+            receive_buffer: 8 << 20,
+            send_buffer: 4 << 20,
+        }
+    }
+}
+
+impl WorkerConfig {
+    pub(crate) fn buffers(&self) -> udp::BufferSizes {
+        udp::BufferSizes { receive: self.receive_buffer, send: self.send_buffer }
+    }
+}
+
+/// The pair that viewers of one address family are served from.
+#[derive(Debug, Clone)]
+pub(crate) struct PlayerPair {
+    pub(crate) rtp: Arc<UdpSocket>,
+    pub(crate) rtcp: Arc<UdpSocket>,
+    pub(crate) ports: PortPair,
+    pub(crate) receive_buffer: usize,
+}
+
+/// Pairs by address family.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PlayerSockets {
+    pub(crate) v4: Option<PlayerPair>,
+    pub(crate) v6: Option<PlayerPair>,
+}
+
+impl PlayerSockets {
+    pub(crate) fn towards(&self, peer: SocketAddr) -> Option<&PlayerPair> {
+        if peer.is_ipv6() { self.v6.as_ref() } else { self.v4.as_ref() }
+    }
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Workers {
+    handles: Vec<WorkerHandle>,
+    threads: Vec<JoinHandle<()>>,
+    players: PlayerSockets,
+    warnings: Vec<String>,
+    config: WorkerConfig,
+    events: mpsc::Sender<UserEvent>,
+}
+
+impl Workers {
+    /// Opens the pair for players and starts the threads.
+    ///
+    /// # Errors
+    /// When a port cannot be opened; the text names the port, its setting and, as far as `/proc` tells,
+    /// who holds it.
+    pub fn start(config: WorkerConfig, events: mpsc::Sender<UserEvent>) -> io::Result<Self> {
+        let mut players = PlayerSockets::default();
+        let mut warnings = Vec::new();
+        let mut port = config.player_port;
+        for &address in &config.player_addresses {
+            let slot = if address.is_ipv6() { &mut players.v6 } else { &mut players.v4 };
+            if slot.is_some() {
+                let words = format!("player address {address}: one address per family");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
+            }
+            match open_players(address, port, &config) {
+                Ok(pair) => {
+                    warnings.extend(buffer_warning("player RTP", pair.receive_buffer, config.receive_buffer));
+                    // With port 0 both families should still have the same pair where possible.
+                    port = if config.player_port == 0 { 0 } else { pair.ports.rtp };
+                    *slot = Some(pair);
+                }
+                // A host without IPv6 (or IPv4) serves the other family alone.
+                Err(error)
+                    if address.is_unspecified()
+                        && matches!(
+                            error.raw_os_error(),
+                            Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
+                        ) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = config.threads.unwrap_or(cores.saturating_sub(1)).max(1);
+        let mut handles = Vec::with_capacity(count);
+        let mut receivers = Vec::with_capacity(count);
+        for index in 0..count {
+            let (handle, receiver) = WorkerHandle::new(index);
+            handles.push(handle);
+            receivers.push(receiver);
+        }
+        let mut threads = Vec::with_capacity(count);
+        for (index, commands) in receivers.into_iter().enumerate() {
+            let start = worker::Start {
+                index,
+                // The control thread has the first core to itself where there is more than one.
+                core: config.pin.then_some(if cores > count { index + 1 } else { index % cores }),
+                players: players.clone(),
+                workers: handles.clone(),
+                events: events.clone(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("data-{index}"))
+                .spawn(move || worker::run(start, commands))?;
+            threads.push(thread);
+        }
+        Ok(Self { handles, threads, players, warnings, config, events })
+    }
+
+    /// The executor of row and leg operations, for the control thread.
+    pub fn installer(&self) -> Installer {
+        Installer::new(self.handles.clone(), self.config.clone(), self.events.clone())
+    }
+
+    /// Ports that viewers see, IPv4's if it is there. `None` when no family could be opened.
+    pub fn player_ports(&self) -> Option<PortPair> {
+        self.players.v4.as_ref().or(self.players.v6.as_ref()).map(|pair| pair.ports)
+    }
+
+    /// What an operator should change, in words that can be pasted.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Reads every counter. A worker that does not answer within a second is left out.
+    pub fn snapshot(&self) -> impl Future<Output = Snapshot> + 'static {
+        let answers: Vec<oneshot::Receiver<Snapshot>> = self
+            .handles
+            .iter()
+            .filter_map(|handle| {
+                let (answer, receiver) = oneshot::channel();
+                handle.send(Command::Snapshot(answer)).ok().map(|()| receiver)
+            })
+            .collect();
+        async move {
+            let mut whole = Snapshot::default();
+            for answer in answers {
+                if let Ok(Ok(part)) = tokio::time::timeout(Duration::from_secs(1), answer).await {
+                    whole.merge(part);
+                }
+            }
+            whole
+        }
+    }
+
+    /// Ends the threads; waits a second for them at most.
+    pub fn stop(self) {
+        for handle in &self.handles {
+            let _ = handle.send(Command::Stop);
+        }
+        let deadline = Instant::now() + Duration::from_secs(1);
+        for thread in self.threads {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn open_players(address: IpAddr, port: u16, config: &WorkerConfig) -> io::Result<PlayerPair> {
+    let (rtp, rtcp) = if port == 0 {
+        udp::open_any_pair(address, config.buffers(), true)?
+    } else {
+        let open = |port| {
+            udp::open(SocketAddr::new(address, port), config.buffers(), true).map_err(|error| {
+                if error.kind() != io::ErrorKind::AddrInUse {
+                    return error;
+                }
+                let holder = udp::holder_of(port).unwrap_or_else(|| "an unknown process".to_owned());
+                let words = format!("UDP port {port} (--player-port) is held by {holder}");
+                io::Error::new(io::ErrorKind::AddrInUse, words)
+            })
+        };
+        if !port.is_multiple_of(2) {
+            let words = format!("--player-port {port} must be even: RTCP takes the next port");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
+        }
+        (open(port)?, open(port + 1)?)
+    };
+    let ports = PortPair { rtp: rtp.socket.local_addr()?.port(), rtcp: rtcp.socket.local_addr()?.port() };
+    Ok(PlayerPair {
+        receive_buffer: rtp.receive_buffer.min(rtcp.receive_buffer),
+        rtp: Arc::new(rtp.socket),
+        rtcp: Arc::new(rtcp.socket),
+        ports,
+    })
+}
+
+/// The sysctl line to paste when the kernel granted less than was asked for. It reports twice what counts.
+pub(crate) fn buffer_warning(socket: &str, granted: usize, wanted: usize) -> Option<String> {
+    (granted < wanted * 2).then(|| {
+        format!(
+            "UDP receive buffer of {socket} is {granted} bytes, wanted {}; run `sysctl -w \
+             net.core.rmem_max={wanted}`",
+            wanted * 2
+        )
+    })
+}

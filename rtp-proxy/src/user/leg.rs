@@ -1,0 +1,303 @@
+//! One track of one leg: where its copies go and what became of them.
+//!
+//! Owns the sending. Which packets a leg gets, and with which numbers, is `msm_media::LegTrack`'s.
+
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use msm_fastpath::{DropReason, RtpEdit, RtpFixed, rewrite};
+use msm_graph::LegId;
+use msm_media::{LegTrack, Pass, TrackInput};
+use msm_rtsp::conn::{FrameDrop, Offer};
+
+use super::io_buffers::IoBuffers;
+use super::tcp::ConnSlot;
+use super::udp::{self, Destination, Piece, Run};
+
+/// Counters by [`DropReason`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Drops([u64; DropReason::ALL.len()]);
+
+impl Drops {
+    pub(crate) fn count(&mut self, reason: DropReason, packets: u64) {
+        if let Some(counter) = self.0.get_mut(reason.index()) {
+            *counter += packets;
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+
+    /// Reasons that counted.
+    pub(crate) fn named(&self) -> Vec<(&'static str, u64)> {
+        DropReason::ALL
+            .into_iter()
+            .zip(self.0)
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| (reason.as_str(), count))
+            .collect()
+    }
+}
+
+/// Where the copies of one track go.
+#[derive(Debug)]
+pub(crate) enum Way {
+    Udp {
+        rtp_socket: RawFd,
+        rtcp_socket: RawFd,
+        rtp: Destination,
+        rtcp: Destination,
+        /// Cleared when the way there refuses segmented sends.
+        segmented: bool,
+    },
+    Channels {
+        slot: Rc<ConnSlot>,
+        rtp: u8,
+        rtcp: u8,
+    },
+}
+
+/// What an operator sees of a leg's gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GateState {
+    Disabled,
+    Armed,
+    Active,
+    Paused,
+}
+
+impl GateState {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Armed => "armed",
+            Self::Active => "active",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// One track of one leg.
+#[derive(Debug)]
+pub(crate) struct LegOut {
+    pub(crate) leg: LegId,
+    pub(crate) media: LegTrack,
+    pub(crate) way: Way,
+    pub(crate) state: GateState,
+    /// The first batch after the gate opened brings the cached sender report along (RTP-21).
+    pub(crate) report_due: bool,
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+    pub(crate) drops: Drops,
+}
+
+impl LegOut {
+    /// Sends what this leg gets of the batch that `io` holds. Returns packets and bytes sent.
+    pub(crate) fn forward(&mut self, now: Instant, input: &TrackInput, io: &mut IoBuffers) -> (u64, u64) {
+        if matches!(self.state, GateState::Disabled | GateState::Paused) {
+            return (0, 0);
+        }
+        let pass = self.media.handle_batch(now, input, &io.batch, &mut io.edits);
+        if matches!(pass, Pass::Nothing) {
+            return (0, 0);
+        }
+        self.state = GateState::Active;
+        let before = (self.packets, self.bytes);
+        match (&mut self.way, pass) {
+            (_, Pass::Nothing) => {}
+            (Way::Udp { .. }, Pass::All) => {
+                let IoBuffers { receive, order, runs, .. } = &*io;
+                self.send_runs(receive.bytes(), order, runs);
+            }
+            (Way::Udp { .. }, Pass::Select | Pass::Rewrite) => {
+                io.chosen.clear();
+                for edit in &io.edits {
+                    io.chosen.extend(io.order.get(edit.arrival as usize).copied());
+                }
+                udp::split_runs(&io.chosen, &mut io.chosen_runs);
+                let projected = matches!(pass, Pass::Rewrite);
+                if projected {
+                    project(io);
+                }
+                let IoBuffers { receive, chosen, chosen_runs, .. } = &*io;
+                self.send_runs(receive.bytes(), chosen, chosen_runs);
+                if projected {
+                    restore(io);
+                }
+            }
+            (Way::Channels { .. }, Pass::All) => {
+                io.share();
+                self.send_frames(io.shared.iter().map(|frame| (&[][..], frame.clone())), now);
+            }
+            (Way::Channels { .. }, Pass::Select) => {
+                io.share();
+                let frames = io.edits.iter().filter_map(|edit| io.shared.get(edit.arrival as usize));
+                self.send_frames(frames.map(|frame| (&[][..], frame.clone())), now);
+            }
+            (Way::Channels { .. }, Pass::Rewrite) => {
+                io.share();
+                io.originals.clear();
+                io.chosen.clear();
+                for edit in &io.edits {
+                    let header = io.shared.get(edit.arrival as usize).and_then(|f| f.first_chunk::<12>());
+                    let header = header
+                        .and_then(|bytes| RtpFixed::parse(bytes))
+                        .map_or([0; 12], |header| rewrite(header, &edit_of(header, edit)).to_bytes());
+                    io.originals.push(header);
+                }
+                let frames = io.edits.iter().zip(&io.originals).filter_map(|(edit, head)| {
+                    let frame = io.shared.get(edit.arrival as usize)?;
+                    (frame.len() >= 12).then(|| (&head[..], frame.slice(12..)))
+                });
+                self.send_frames(frames, now);
+            }
+        }
+        (self.packets - before.0, self.bytes - before.1)
+    }
+
+    fn send_frames<'a>(&mut self, frames: impl Iterator<Item = (&'a [u8], Bytes)>, now: Instant) {
+        let Way::Channels { slot, rtp, .. } = &self.way else { return };
+        let (packets, bytes, drops) = (&mut self.packets, &mut self.bytes, &mut self.drops);
+        let mut frames = frames.peekable();
+        if frames.peek().is_none() {
+            return;
+        }
+        let here = slot.with(|conn| {
+            for (head, tail) in frames.by_ref() {
+                let len = (head.len() + tail.len()) as u64;
+                match conn.push_rtp(*rtp, head, tail, now) {
+                    Offer::Queued => {
+                        *packets += 1;
+                        *bytes += len;
+                    }
+                    Offer::Dropped(FrameDrop::TooLong) => drops.count(DropReason::Mtu, 1),
+                    Offer::Dropped(_) => drops.count(DropReason::QueueFull, 1),
+                }
+            }
+        });
+        if here.is_none() {
+            drops.count(DropReason::QueueFull, frames.count() as u64);
+        }
+    }
+
+    /// Runs go out by one call each. What the kernel has no room for is dropped and counted: nobody waits
+    /// for one viewer.
+    fn send_runs(&mut self, bytes: &[u8], pieces: &[Piece], runs: &[Run]) {
+        for run in runs {
+            let first = run.first as usize;
+            let pieces = pieces.get(first..first + run.count as usize).unwrap_or(&[]);
+            let (packets, sent) = self.send_run(bytes, pieces, run.size);
+            self.packets += packets;
+            self.bytes += sent;
+        }
+    }
+
+    fn send_run(&mut self, bytes: &[u8], pieces: &[Piece], size: u16) -> (u64, u64) {
+        let Way::Udp { rtp_socket, rtp, segmented, .. } = &mut self.way else { return (0, 0) };
+        if *segmented && pieces.len() > 1 {
+            let result = retry(|| udp::send_segmented(*rtp_socket, rtp, bytes, pieces, size));
+            match result {
+                Ok(()) => {
+                    let sent = pieces.iter().map(|piece| u64::from(piece.len)).sum();
+                    return (pieces.len() as u64, sent);
+                }
+                // Too large for the path's MTU, or no checksum offload there: fragments and single
+                // packets still pass.
+                Err(error) if udp::segmentation_refused(&error) => {
+                    *segmented = error.raw_os_error() != Some(libc::EIO);
+                }
+                Err(error) => {
+                    self.drops.count(reason_of(&error), pieces.len() as u64);
+                    return (0, 0);
+                }
+            }
+        }
+        let (mut packets, mut sent) = (0, 0);
+        for piece in pieces {
+            let packet = bytes.get(piece.range()).unwrap_or(&[]);
+            match retry(|| udp::send_one(*rtp_socket, rtp, packet)) {
+                Ok(()) => {
+                    sent += packet.len() as u64;
+                    packets += 1;
+                }
+                Err(error) => self.drops.count(reason_of(&error), 1),
+            }
+        }
+        (packets, sent)
+    }
+
+    /// Sends an RTCP compound to the viewer.
+    pub(crate) fn send_rtcp(&mut self, compound: &[u8], now: Instant) {
+        match &self.way {
+            Way::Udp { rtcp_socket, rtcp, .. } => {
+                let _ = retry(|| udp::send_one(*rtcp_socket, rtcp, compound));
+            }
+            Way::Channels { slot, rtcp, .. } => {
+                let _ = slot.with(|conn| conn.push_rtcp(*rtcp, Bytes::copy_from_slice(compound), now));
+            }
+        }
+    }
+
+    pub(crate) fn transport(&self) -> &'static str {
+        match self.way {
+            Way::Udp { .. } => "udp",
+            Way::Channels { .. } => "tcp",
+        }
+    }
+}
+
+fn edit_of(header: &RtpFixed, edit: &msm_media::Edit) -> RtpEdit {
+    RtpEdit::projected(
+        edit.ssrc,
+        edit.seq.wrapping_sub(header.seq()),
+        edit.ts.wrapping_sub(header.timestamp()),
+    )
+}
+
+/// Writes the leg's headers over those of the chosen packets; [`restore`] takes them back.
+fn project(io: &mut IoBuffers) {
+    io.originals.clear();
+    let bytes = io.receive.bytes_mut();
+    for (piece, edit) in io.chosen.iter().zip(&io.edits) {
+        let mut original = [0; 12];
+        if let Some(packet) = bytes.get_mut(piece.range())
+            && let Some(header) = packet.first_chunk_mut::<12>()
+        {
+            original = *header;
+            if let Some(view) = RtpFixed::parse(&original) {
+                *header = rewrite(view, &edit_of(view, edit)).to_bytes();
+            }
+        }
+        io.originals.push(original);
+    }
+}
+
+fn restore(io: &mut IoBuffers) {
+    let bytes = io.receive.bytes_mut();
+    for (piece, original) in io.chosen.iter().zip(&io.originals) {
+        if let Some(header) = bytes.get_mut(piece.range()).and_then(|p| p.first_chunk_mut::<12>()) {
+            *header = *original;
+        }
+    }
+}
+
+/// Repeats a send that only told of an earlier ICMP error of another viewer.
+fn retry(mut send: impl FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
+    match send() {
+        Err(error) if udp::was_pending_error(&error) => send(),
+        result => result,
+    }
+}
+
+fn reason_of(error: &std::io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => DropReason::Mtu,
+        Some(libc::ENOBUFS | libc::EAGAIN) => DropReason::QueueFull,
+        _ => DropReason::RingFull,
+    }
+}

@@ -1,0 +1,744 @@
+//! One stream on its worker: inputs, tracks, legs.
+//!
+//! Owns what happens between a received batch and the last copy of it, RTCP in both directions, and the
+//! observations that go to the session logic. Time, admission, statistics and projection are
+//! `msm_media`'s; system calls are `udp`'s.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use msm_fastpath::DropReason;
+use msm_graph::{
+    InputRow, LegFailure, LegId, LegStart, LegTrackState, Report, Row, StreamId, TrackId, TrackRow,
+};
+use msm_media::{
+    ClockRate, Codec, InputConfig, InputEvent, InputOutput, PeerLock, PeerVerdict, RtcpPass, TrackInput,
+};
+use tokio::net::UdpSocket;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::io_buffers::IoBuffers;
+use super::leg::{Drops, GateState, LegOut};
+use super::tcp::ConnSlot;
+use super::udp::{self, Destination};
+use super::worker::Shared;
+use crate::stats::{LegStats, StreamStats, TrackStats};
+
+/// After the first track of a leg has started, the others get this long (an idle metadata track would
+/// delay every PLAY otherwise).
+const OTHER_TRACKS: Duration = Duration::from_millis(500);
+/// At most one report of life per leg or stream in this time.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// ICMP errors, one second apart, that end a leg whose viewer sends no RTCP (SEC-28).
+const UNREACHABLE: u32 = 3;
+
+/// A socket of an input.
+#[derive(Debug)]
+pub(crate) struct InputSocket {
+    pub(crate) socket: Rc<UdpSocket>,
+    pub(crate) receive_buffer: usize,
+    pub(crate) task: AbortHandle,
+    /// `SO_RXQ_OVFL` as last seen.
+    pub(crate) overflow: u32,
+}
+
+impl Drop for InputSocket {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Where one track enters.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    Udp { rtp: InputSocket, rtcp: InputSocket, lock: PeerLock, peer: IpAddr, peer_rtcp: Option<u16> },
+    Channels { slot: Rc<ConnSlot>, rtcp: u8, peer: Option<SocketAddr> },
+}
+
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub(crate) row: InputRow,
+    pub(crate) entry: Entry,
+    opened: Instant,
+    delivered: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Track {
+    pub(crate) row: TrackRow,
+    pub(crate) media: TrackInput,
+    pub(crate) input: Option<Input>,
+    pub(crate) legs: Vec<LegOut>,
+}
+
+/// A leg across its tracks.
+#[derive(Debug)]
+struct LegMeta {
+    leg: LegId,
+    session: String,
+    peer: SocketAddr,
+    alive_reported: Option<Instant>,
+    last_rtcp: Option<Instant>,
+    unreachable: u32,
+    failed: bool,
+}
+
+/// A PLAY that waits for its first packets.
+#[derive(Debug)]
+struct Arming {
+    leg: LegId,
+    deadline: Instant,
+    started: Vec<LegStart>,
+    answer: oneshot::Sender<Vec<LegStart>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) id: StreamId,
+    name: String,
+    silence: Duration,
+    pub(crate) tracks: Vec<Track>,
+    legs: Vec<LegMeta>,
+    arming: Vec<Arming>,
+    out_packets: u64,
+    out_bytes: u64,
+    switches: u64,
+    alive_reported: Option<Instant>,
+    alive_at: Option<Instant>,
+    silent_reported: Option<Instant>,
+    pub(crate) drops: Drops,
+}
+
+impl Stream {
+    pub(crate) fn new(id: StreamId) -> Self {
+        Self {
+            id,
+            name: String::new(),
+            silence: Duration::from_secs(1),
+            tracks: Vec::new(),
+            legs: Vec::new(),
+            arming: Vec::new(),
+            out_packets: 0,
+            out_bytes: 0,
+            switches: 0,
+            alive_reported: None,
+            alive_at: None,
+            silent_reported: None,
+            drops: Drops::default(),
+        }
+    }
+
+    /// Name, tracks and patience of a row.
+    pub(crate) fn describe(&mut self, now: Instant, row: Row, entropy: &mut dyn FnMut() -> u32) {
+        self.name = row.name;
+        self.silence = row.silence;
+        let mut old = std::mem::take(&mut self.tracks);
+        for track in row.tracks {
+            let kept = old.iter().position(|known| known.row.track == track.track);
+            let kept = kept.map(|index| old.swap_remove(index));
+            self.tracks.push(match kept {
+                Some(known) if known.row == track => known,
+                Some(mut known) => {
+                    let feedback = known.media.config().feedback;
+                    let own_ssrc = known.media.config().own_ssrc;
+                    known.media.replace(now, media_config(&track, feedback, own_ssrc));
+                    known.row = track;
+                    known
+                }
+                None => {
+                    let media = TrackInput::new(now, media_config(&track, false, entropy()));
+                    Track { row: track, media, input: None, legs: Vec::new() }
+                }
+            });
+        }
+    }
+
+    fn index(&self, track: TrackId) -> Option<usize> {
+        self.tracks.iter().position(|known| known.row.track == track)
+    }
+
+    pub(crate) fn track_mut(&mut self, track: TrackId) -> Option<&mut Track> {
+        self.tracks.iter_mut().find(|known| known.row.track == track)
+    }
+
+    /// Puts an input in place; the one before it, if any, is returned to be closed.
+    pub(crate) fn set_input(&mut self, now: Instant, row: InputRow, entry: Entry) -> Option<Input> {
+        self.silent_reported = None;
+        let track = self.track_mut(row.track)?;
+        let own_ssrc = track.media.config().own_ssrc;
+        track.media.replace(now, media_config(&track.row, row.feedback, own_ssrc));
+        track.input.replace(Input { row, entry, opened: now, delivered: false })
+    }
+
+    /// The peer's ports are known better now. Sends what opens the way through a NAT on our side, as
+    /// players do.
+    pub(crate) fn retarget_input(&mut self, now: Instant, row: InputRow) {
+        let Some(track) = self.track_mut(row.track) else { return };
+        let own_ssrc = track.media.config().own_ssrc;
+        let payload_types = &track.row.payload_types;
+        let Some(input) = &mut track.input else { return };
+        let msm_graph::Encap::Udp { peer, peer_rtp, peer_rtcp, .. } = row.encap else { return };
+        if let Entry::Udp { rtp, lock, peer_rtcp: known_rtcp, .. } = &mut input.entry {
+            let named = lock.port().is_none() && peer_rtp.is_some();
+            *lock = PeerLock::new(now, peer, peer_rtp, payload_types);
+            *known_rtcp = peer_rtcp;
+            if let (true, Some(port)) = (named, peer_rtp) {
+                let mut punch = [0; 12];
+                punch[0] = 0x80;
+                let to = Destination::new(SocketAddr::new(peer, port), None);
+                let _ = udp::send_one(rtp.socket.as_raw_fd(), &to, &punch);
+            }
+        }
+        input.row = row;
+        let mut empty = [0x80, 0xc9, 0, 1, 0, 0, 0, 0];
+        empty[4..].copy_from_slice(&own_ssrc.to_be_bytes());
+        send_upstream(input, &empty, now);
+    }
+
+    pub(crate) fn take_input(&mut self, track: TrackId) -> Option<Input> {
+        self.track_mut(track)?.input.take()
+    }
+
+    pub(crate) fn open_leg(&mut self, leg: LegId, session: String, peer: SocketAddr) {
+        if self.legs.iter().all(|known| known.leg != leg) {
+            self.legs.push(LegMeta {
+                leg,
+                session,
+                peer,
+                alive_reported: None,
+                last_rtcp: None,
+                unreachable: 0,
+                failed: false,
+            });
+        }
+    }
+
+    pub(crate) fn open_leg_track(&mut self, track: TrackId, out: LegOut) -> bool {
+        let Some(known) = self.track_mut(track) else { return false };
+        known.legs.retain(|other| other.leg != out.leg);
+        known.legs.push(out);
+        true
+    }
+
+    pub(crate) fn close_leg_track(&mut self, leg: LegId, track: TrackId) -> Option<LegOut> {
+        let legs = &mut self.track_mut(track)?.legs;
+        let index = legs.iter().position(|out| out.leg == leg)?;
+        let out = legs.swap_remove(index);
+        self.drops.add(&out.drops);
+        Some(out)
+    }
+
+    pub(crate) fn leg_tracks(&self, leg: LegId) -> Vec<TrackId> {
+        let has = |track: &&Track| track.legs.iter().any(|out| out.leg == leg);
+        self.tracks.iter().filter(has).map(|track| track.row.track).collect()
+    }
+
+    /// Forgets a leg. Its tracks were closed before.
+    pub(crate) fn close_leg(&mut self, leg: LegId) {
+        self.legs.retain(|known| known.leg != leg);
+        self.arming.retain(|arming| arming.leg != leg);
+    }
+
+    pub(crate) fn leg_ids(&self) -> Vec<LegId> {
+        self.legs.iter().map(|meta| meta.leg).collect()
+    }
+
+    fn outs(&mut self, leg: LegId) -> impl Iterator<Item = (&TrackInput, TrackId, &mut LegOut)> {
+        self.tracks.iter_mut().filter_map(move |track| {
+            let out = track.legs.iter_mut().find(|out| out.leg == leg)?;
+            Some((&track.media, track.row.track, out))
+        })
+    }
+
+    /// What an attached leg looks like.
+    pub(crate) fn leg_states(
+        &mut self,
+        leg: LegId,
+        ports: impl Fn(&LegOut) -> Option<msm_graph::PortPair>,
+    ) -> Vec<LegTrackState> {
+        self.outs(leg)
+            .map(|(input, track, out)| LegTrackState {
+                track,
+                local: ports(out),
+                ssrc: out.media.ssrc().or_else(|| input.current().map(|run| run.ssrc)),
+            })
+            .collect()
+    }
+
+    /// Opens the gates of a leg; `answer` gets what opened, at the latest after `wait`.
+    pub(crate) fn arm(
+        &mut self,
+        now: Instant,
+        leg: LegId,
+        wait: Duration,
+        answer: oneshot::Sender<Vec<LegStart>>,
+    ) {
+        self.arming.retain(|arming| arming.leg != leg);
+        let mut started = Vec::new();
+        for (input, track, out) in self.outs(leg) {
+            if let super::leg::Way::Channels { slot, rtp, rtcp } = &out.way {
+                // RTSP-44: no frame before the response that names its sequence number.
+                slot.with(|conn| conn.hold_media(&[*rtp, *rtcp]));
+            }
+            out.state = GateState::Armed;
+            out.report_due = true;
+            if let Some(start) = out.media.arm(now, input) {
+                started.push(LegStart { track, seq: start.seq, rtptime: start.rtptime, ssrc: start.ssrc });
+            }
+        }
+        self.arming.push(Arming { leg, deadline: now + wait, started, answer });
+        self.answer_armed(now);
+    }
+
+    /// Answers the PLAYs whose tracks have started or that have waited long enough.
+    fn answer_armed(&mut self, now: Instant) {
+        if self.arming.is_empty() {
+            return;
+        }
+        for mut arming in std::mem::take(&mut self.arming) {
+            let had = arming.started.len();
+            let mut tracks = 0;
+            for (_, track, out) in self.outs(arming.leg) {
+                tracks += 1;
+                if arming.started.iter().any(|start| start.track == track) {
+                    continue;
+                }
+                if let Some(start) = out.media.start() {
+                    let start = LegStart { track, seq: start.seq, rtptime: start.rtptime, ssrc: start.ssrc };
+                    arming.started.push(start);
+                }
+            }
+            if had == 0 && !arming.started.is_empty() {
+                arming.deadline = arming.deadline.min(now + OTHER_TRACKS);
+            }
+            if arming.started.len() >= tracks || now >= arming.deadline {
+                arming.started.sort_by_key(|start| start.track);
+                let _ = arming.answer.send(arming.started);
+            } else {
+                self.arming.push(arming);
+            }
+        }
+    }
+
+    pub(crate) fn pause(&mut self, leg: LegId) {
+        self.arming.retain(|arming| arming.leg != leg);
+        for (_, _, out) in self.outs(leg) {
+            out.media.pause();
+            out.state = GateState::Paused;
+        }
+    }
+
+    /// The packets in `io` arrived on a track. Returns how many of them were not what the track admits.
+    pub(crate) fn handle_packets(
+        &mut self,
+        now: Instant,
+        track: TrackId,
+        io: &mut IoBuffers,
+        shared: &Shared,
+    ) -> u32 {
+        let Some(index) = self.index(track) else { return 0 };
+        let Some(track) = self.tracks.get_mut(index) else { return 0 };
+        {
+            let IoBuffers { receive, packets, batch, .. } = &mut *io;
+            let bytes = receive.bytes();
+            let packets = packets.iter().map(|piece| bytes.get(piece.range()).unwrap_or_default());
+            track.media.handle_rtp(now, packets, batch);
+        }
+        let mut refused = 0;
+        if !io.batch.is_whole() {
+            for (reason, count) in io.batch.drops().iter() {
+                refused += count as u32;
+                self.drops.count(reason, count);
+            }
+        }
+        if !io.batch.arrivals().is_empty() {
+            io.line_up();
+            let Track { media, legs, .. } = track;
+            for out in legs {
+                let (packets, bytes) = out.forward(now, media, io);
+                self.out_packets += packets;
+                self.out_bytes += bytes;
+                if packets > 0 && out.report_due {
+                    out.report_due = false;
+                    send_report(out, now, media, io, true);
+                }
+            }
+            self.alive_at = Some(now);
+        }
+        self.drain(now, index, io, shared);
+        self.answer_armed(now);
+        refused
+    }
+
+    /// Does what the input of a track asks for.
+    fn drain(&mut self, now: Instant, index: usize, io: &mut IoBuffers, shared: &Shared) {
+        let stream = self.id;
+        loop {
+            let Some(track) = self.tracks.get_mut(index) else { return };
+            let id = track.row.track;
+            match track.media.poll_output() {
+                InputOutput::Rtcp(compound) => {
+                    if let Some(input) = &mut track.input {
+                        send_upstream(input, &compound, now);
+                    }
+                }
+                InputOutput::Event(InputEvent::Active) => {
+                    if let Some(input) = &mut track.input {
+                        input.delivered = true;
+                    }
+                    self.silent_reported = None;
+                    shared.report(Report::InputActive { stream, track: id });
+                }
+                InputOutput::Event(InputEvent::Switched { .. }) => self.switches += 1,
+                InputOutput::Event(InputEvent::Bye) => shared.report(Report::InputBye { stream, track: id }),
+                InputOutput::Timeout(_) => break,
+            }
+        }
+        let Some(Track { media, legs, .. }) = self.tracks.get_mut(index) else { return };
+        if media.take_down() {
+            for out in legs.iter_mut().filter(|out| out.state == GateState::Active) {
+                out.report_due = false;
+                send_report(out, now, media, io, false);
+            }
+        }
+    }
+
+    /// Judges received datagrams by their source and handles what is left (SEC-2).
+    pub(crate) fn handle_datagrams(
+        &mut self,
+        now: Instant,
+        track: TrackId,
+        io: &mut IoBuffers,
+        shared: &Shared,
+    ) {
+        io.packets.clear();
+        io.frames.clear();
+        let Some(known) = self.tracks.iter_mut().find(|known| known.row.track == track) else { return };
+        let Some(Input { entry: Entry::Udp { lock, rtp, .. }, .. }) = &mut known.input else { return };
+        if let Some(overflow) = io.receive.overflow() {
+            shared.count_overflow(&mut rtp.overflow, overflow, "input_rtp");
+        }
+        let mut strangers = 0u64;
+        let mut released = None;
+        for datagram in io.receive.datagrams() {
+            let bytes = io.receive.bytes();
+            if lock.port().is_some() {
+                // The bytes matter only while the port is being learned.
+                match lock.handle(now, datagram.from, &[]) {
+                    PeerVerdict::Admit => io.packets.extend(datagram.segments()),
+                    _ => strangers += datagram.segments().count() as u64,
+                }
+                continue;
+            }
+            for piece in datagram.segments() {
+                match lock.handle(now, datagram.from, bytes.get(piece.range()).unwrap_or_default()) {
+                    PeerVerdict::Admit => io.packets.push(piece),
+                    PeerVerdict::Hold => {}
+                    PeerVerdict::Locked => {
+                        released = lock.take_held();
+                        io.packets.push(piece);
+                    }
+                    PeerVerdict::Drop(_) => strangers += 1,
+                }
+            }
+        }
+        if let Some(held) = released
+            && let Some(piece) = io.receive.copy_in(&held, false)
+        {
+            io.packets.insert(0, piece);
+        }
+        self.drops.count(DropReason::UnknownSource, strangers);
+        if !io.packets.is_empty() {
+            self.handle_packets(now, track, io, shared);
+        }
+    }
+
+    /// An RTCP datagram arrived on the port of an input. `false`: not from its peer.
+    pub(crate) fn handle_rtcp_datagrams(
+        &mut self,
+        now: Instant,
+        track: TrackId,
+        io: &mut IoBuffers,
+        shared: &Shared,
+    ) {
+        let datagrams: Vec<_> = io.receive.datagrams().to_vec();
+        for datagram in datagrams {
+            let admitted = match self.track_mut(track).and_then(|known| known.input.as_mut()) {
+                Some(Input { entry: Entry::Udp { peer, rtcp, .. }, .. }) => {
+                    if let Some(overflow) = io.receive.overflow() {
+                        shared.count_overflow(&mut rtcp.overflow, overflow, "input_rtcp");
+                    }
+                    // RTP-43: the port is not derived; a source behind a rewriting box has another one.
+                    datagram.from.ip().to_canonical() == *peer
+                }
+                _ => false,
+            };
+            for piece in datagram.segments() {
+                if !admitted {
+                    self.drops.count(DropReason::UnknownSource, 1);
+                    continue;
+                }
+                let compound = io.receive.bytes().get(piece.range()).unwrap_or_default().to_vec();
+                self.handle_rtcp(now, track, &compound, io, shared);
+            }
+        }
+    }
+
+    /// RTCP of the source. Returns whether it was RTCP.
+    pub(crate) fn handle_rtcp(
+        &mut self,
+        now: Instant,
+        track: TrackId,
+        compound: &[u8],
+        io: &mut IoBuffers,
+        shared: &Shared,
+    ) -> bool {
+        let Some(index) = self.index(track) else { return false };
+        let Some(known) = self.tracks.get_mut(index) else { return false };
+        match known.media.handle_rtcp(now, compound) {
+            Ok(()) => {
+                self.alive_at = Some(now);
+                self.drain(now, index, io, shared);
+                true
+            }
+            Err(reason) => {
+                self.drops.count(reason, 1);
+                false
+            }
+        }
+    }
+
+    /// RTCP of a viewer. Returns whether it was RTCP.
+    pub(crate) fn handle_leg_rtcp(
+        &mut self,
+        now: Instant,
+        leg: LegId,
+        track: TrackId,
+        compound: &[u8],
+        io: &mut IoBuffers,
+        shared: &Shared,
+    ) -> bool {
+        let Some(index) = self.index(track) else { return false };
+        let Some(Track { media, legs, .. }) = self.tracks.get_mut(index) else { return false };
+        let Some(out) = legs.iter_mut().find(|out| out.leg == leg) else { return false };
+        let seen = match out.media.handle_rtcp(now, compound) {
+            Ok(seen) => seen,
+            Err(reason) => {
+                self.drops.count(reason, 1);
+                return false;
+            }
+        };
+        if seen.key_frame {
+            media.request_key_frame(now);
+        }
+        if let Some(meta) = self.legs.iter_mut().find(|meta| meta.leg == leg) {
+            meta.last_rtcp = Some(now);
+            meta.unreachable = 0;
+            if meta.alive_reported.is_none_or(|at| now.duration_since(at) >= ALIVE_EVERY) {
+                meta.alive_reported = Some(now);
+                shared.report(Report::LegAlive { leg });
+            }
+            if seen.circuit_breaker && !meta.failed {
+                meta.failed = true;
+                shared.report(Report::LegFailed { leg, reason: LegFailure::CircuitBreaker });
+            }
+        }
+        self.drain(now, index, io, shared);
+        true
+    }
+
+    /// The viewer's host said that nobody listens. Called once a second and address at most.
+    pub(crate) fn handle_unreachable(&mut self, leg: LegId, shared: &Shared) {
+        let Some(meta) = self.legs.iter_mut().find(|meta| meta.leg == leg) else { return };
+        meta.unreachable += 1;
+        if meta.unreachable >= UNREACHABLE && !meta.failed {
+            meta.failed = true;
+            shared.report(Report::LegFailed { leg, reason: LegFailure::Unreachable });
+        }
+    }
+
+    /// Everything that is due by time; called about ten times a second.
+    pub(crate) fn tick(&mut self, now: Instant, io: &mut IoBuffers, shared: &Shared) {
+        for index in 0..self.tracks.len() {
+            if let Some(track) = self.tracks.get_mut(index) {
+                track.media.handle_timeout(now);
+            }
+            self.drain(now, index, io, shared);
+        }
+        self.answer_armed(now);
+        let stream = self.id;
+        if let Some(alive) = self.alive_at
+            && self.alive_reported.is_none_or(|told| alive > told && now.duration_since(told) >= ALIVE_EVERY)
+        {
+            self.alive_reported = Some(now);
+            shared.report(Report::InputAlive { stream });
+        }
+        let inputs = self.tracks.iter().filter_map(|track| Some((track, track.input.as_ref()?)));
+        let last = inputs
+            .map(|(track, input)| {
+                let arrived = track.media.last_arrival().filter(|at| *at >= input.opened);
+                (arrived.unwrap_or(input.opened), input.delivered || arrived.is_some())
+            })
+            .reduce(|a, b| (a.0.max(b.0), a.1 || b.1));
+        if let Some((last, ever)) = last {
+            let silent_for = now.duration_since(last);
+            let due = self.silent_reported.is_none_or(|told| now.duration_since(told) >= self.silence);
+            if silent_for >= self.silence && due {
+                self.silent_reported = Some(now);
+                shared.report(Report::InputSilent { stream, silent_for, ever });
+            }
+        }
+    }
+
+    pub(crate) fn stats(&self, now: Instant) -> StreamStats {
+        let tracks = self.tracks.iter().map(|track| track_stats(track, now)).collect();
+        StreamStats {
+            stream: self.id,
+            name: self.name.clone(),
+            tracks,
+            legs: self.legs.iter().map(|meta| self.leg_stats(meta, now)).collect(),
+            out_packets: self.out_packets,
+            out_bytes: self.out_bytes,
+            source_switches: self.switches,
+        }
+    }
+
+    fn leg_stats(&self, meta: &LegMeta, now: Instant) -> LegStats {
+        let outs: Vec<_> = self
+            .tracks
+            .iter()
+            .filter_map(|track| Some((track, track.legs.iter().find(|out| out.leg == meta.leg)?)))
+            .collect();
+        let mut drops = Drops::default();
+        let (mut lost, mut jitter, mut rtt, mut last) = (None, None, None, None);
+        for (track, out) in &outs {
+            drops.add(&out.drops);
+            for (reason, count) in out.media.drops().iter() {
+                drops.count(reason, count);
+            }
+            if let Some(report) = out.media.report() {
+                lost = Some(lost.unwrap_or(0) + u64::try_from(report.cumulative_lost).unwrap_or(0));
+                let clock = f64::from(track.row.clock_rate.max(1));
+                jitter = jitter.max(Some(Duration::from_secs_f64(f64::from(report.jitter) / clock)));
+                rtt = report.rtt.or(rtt);
+                last = last.max(Some(report.at));
+            }
+        }
+        LegStats {
+            leg: meta.leg,
+            session: meta.session.clone(),
+            peer: meta.peer,
+            transport: outs.first().map_or("udp", |(_, out)| out.transport()),
+            state: outs
+                .iter()
+                .map(|(_, out)| out.state)
+                .max_by_key(|s| *s as u8)
+                .unwrap_or(GateState::Disabled)
+                .as_str(),
+            packets: outs.iter().map(|(_, out)| out.packets).sum(),
+            bytes: outs.iter().map(|(_, out)| out.bytes).sum(),
+            lost,
+            jitter,
+            rtt,
+            last_report: last.map(|at| now.duration_since(at)),
+            dropped: drops.named(),
+        }
+    }
+
+    /// Counters of legs that are attached now.
+    pub(crate) fn all_drops(&self) -> Drops {
+        let mut all = self.drops;
+        for out in self.tracks.iter().flat_map(|track| &track.legs) {
+            all.add(&out.drops);
+            for (reason, count) in out.media.drops().iter() {
+                all.count(reason, count);
+            }
+        }
+        all
+    }
+
+    pub(crate) fn input_buffers(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        self.tracks.iter().filter_map(|track| track.input.as_ref()).flat_map(|input| match &input.entry {
+            Entry::Udp { rtp, rtcp, .. } => {
+                vec![("input_rtp", rtp.receive_buffer), ("input_rtcp", rtcp.receive_buffer)]
+            }
+            Entry::Channels { .. } => Vec::new(),
+        })
+    }
+}
+
+fn track_stats(track: &Track, now: Instant) -> TrackStats {
+    let stats = track.media.stats();
+    let totals = stats.totals();
+    let (transport, peer) = match track.input.as_ref().map(|input| &input.entry) {
+        Some(Entry::Udp { peer, lock, .. }) => {
+            (Some("udp"), Some(SocketAddr::new(*peer, lock.port().unwrap_or(0))))
+        }
+        Some(Entry::Channels { peer, .. }) => (Some("tcp"), *peer),
+        None => (None, None),
+    };
+    TrackStats {
+        track: track.row.track,
+        codec: track.row.codec.clone(),
+        clock_rate: track.row.clock_rate,
+        packets: totals.packets,
+        bytes: totals.bytes,
+        lost: u64::try_from(totals.lost()).unwrap_or(0),
+        reordered: totals.reordered,
+        duplicate: totals.duplicates,
+        jitter: Duration::try_from_secs_f64(stats.jitter_seconds()).unwrap_or_default(),
+        transport,
+        peer,
+        last_packet: track.media.last_arrival().map(|at| now.duration_since(at)),
+        ssrc: track.media.current().map(|run| run.ssrc),
+    }
+}
+
+fn media_config(track: &TrackRow, feedback: bool, own_ssrc: u32) -> InputConfig {
+    InputConfig {
+        // The SDP parser saw to it that a clock rate is at least 1.
+        clock: ClockRate::new(track.clock_rate)
+            .or(ClockRate::new(90_000))
+            .expect("90,000 Hz is a clock rate"),
+        codec: Codec::from_name(&track.codec),
+        payload_types: track.payload_types.clone(),
+        feedback,
+        own_ssrc,
+        cname: format!("msm-{own_ssrc:08x}"),
+    }
+}
+
+/// Sends a leg the sender report it has coming: the cached one to a new leg, else the latest.
+fn send_report(out: &mut LegOut, now: Instant, media: &TrackInput, io: &mut IoBuffers, cached: bool) {
+    let pass = if cached {
+        out.media.sender_report(now, media, &mut io.rtcp)
+    } else {
+        out.media.handle_source_rtcp(now, media, &mut io.rtcp)
+    };
+    match pass {
+        RtcpPass::Nothing => {}
+        RtcpPass::Unchanged => out.send_rtcp(media.down().unwrap_or_default(), now),
+        RtcpPass::Mapped => out.send_rtcp(&io.rtcp, now),
+    }
+}
+
+/// RTCP to the source, on the way it came.
+fn send_upstream(input: &mut Input, compound: &[u8], now: Instant) {
+    match &mut input.entry {
+        Entry::Udp { rtcp, lock, peer, peer_rtcp, .. } => {
+            // RTSP-15: its RTCP port, else the RTP port in use + 1.
+            let port = peer_rtcp.or_else(|| lock.port().and_then(|port| port.checked_add(1)));
+            if let Some(port) = port {
+                let to = Destination::new(SocketAddr::new(*peer, port), None);
+                let _ = udp::send_one(rtcp.socket.as_raw_fd(), &to, compound);
+            }
+        }
+        Entry::Channels { slot, rtcp, .. } => {
+            let _ = slot.with(|conn| conn.push_rtcp(*rtcp, Bytes::copy_from_slice(compound), now));
+        }
+    }
+}

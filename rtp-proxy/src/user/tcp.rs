@@ -1,0 +1,603 @@
+//! The one driver of RTSP connections, viewers', publishers' and cameras' alike.
+//!
+//! Owns the socket of a connection and moves bytes between it and the sans-IO [`Conn`]: messages go to the
+//! session logic, `$` frames to the streams that own their channels. It starts on the control thread; once
+//! a channel is bound, the whole connection moves to the stream's worker and stays there. It must not know
+//! sessions, and it never blocks whoever fans out: frames are queued by [`Conn`], bounded by bytes and age.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use msm_control_plane::event::{ConnEnd, OpError};
+use msm_graph::{ConnId, LegId, StreamId, TrackId};
+use msm_rtsp::conn::{CloseReason, Conn, ConnEvent, Role};
+use msm_rtsp::message::{Request, Response};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::UserEvent;
+use super::worker::{Command, Shared, WorkerHandle};
+
+/// Frames of a source that come before their channel is bound (RTSP-42).
+const EARLY_FRAMES: usize = 64;
+/// Commands waiting for one connection.
+const COMMANDS: usize = 256;
+/// Slices of one vectored write.
+const SLICES: usize = 64;
+/// Frames handed on together, before other work gets a turn.
+const FRAMES: usize = 128;
+
+/// What the owner of a connection may ask of it.
+#[derive(Debug)]
+pub(crate) enum ConnCommand {
+    Reply(Box<Response>, bool),
+    Send(Box<Request>),
+    Release(Vec<u8>),
+    Session(bool),
+    Close,
+    Move(WorkerHandle, oneshot::Sender<Result<(), OpError>>),
+}
+
+/// The way to a connection, wherever it lives now. Cheap to clone; nothing here ever blocks.
+#[derive(Debug, Clone)]
+pub struct ConnHandle {
+    id: ConnId,
+    commands: mpsc::Sender<ConnCommand>,
+    /// Set when a command could not be queued: the connection ends rather than lose a reply.
+    overflowed: Arc<AtomicBool>,
+}
+
+impl ConnHandle {
+    /// The connection.
+    pub fn id(&self) -> ConnId {
+        self.id
+    }
+
+    /// Answers a request. With `close`, nothing follows the response.
+    pub fn reply(&self, response: Response, close: bool) {
+        self.command(ConnCommand::Reply(Box::new(response), close));
+    }
+
+    /// Sends a request to a camera.
+    pub fn send(&self, request: Request) {
+        self.command(ConnCommand::Send(Box::new(request)));
+    }
+
+    /// Lets queued frames of these channels follow (RTSP-44).
+    pub fn release_media(&self, channels: Vec<u8>) {
+        self.command(ConnCommand::Release(channels));
+    }
+
+    /// Whether an RTSP session lives on the connection: suspends its idle deadline.
+    pub fn set_session(&self, exists: bool) {
+        self.command(ConnCommand::Session(exists));
+    }
+
+    /// Closes it once what is queued as messages has been written.
+    pub fn close(&self) {
+        self.command(ConnCommand::Close);
+    }
+
+    /// Whether it has ended.
+    pub fn is_closed(&self) -> bool {
+        self.commands.is_closed()
+    }
+
+    pub(crate) fn relocate(&self, worker: WorkerHandle) -> oneshot::Receiver<Result<(), OpError>> {
+        let (ack, done) = oneshot::channel();
+        self.command(ConnCommand::Move(worker, ack));
+        done
+    }
+
+    fn command(&self, command: ConnCommand) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
+            self.overflowed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A connection between two threads: everything that moves.
+#[derive(Debug)]
+pub(crate) struct ConnParts {
+    pub(crate) id: ConnId,
+    pub(crate) peer: SocketAddr,
+    stream: std::net::TcpStream,
+    conn: Conn,
+    early: VecDeque<(u8, Bytes)>,
+    inbox: Inbox,
+}
+
+/// What the driver keeps for itself.
+#[derive(Debug)]
+struct Inbox {
+    commands: mpsc::Receiver<ConnCommand>,
+    overflowed: Arc<AtomicBool>,
+    events: mpsc::Sender<UserEvent>,
+    /// A message that the session logic had no room for: nothing is read until it is gone.
+    pending: Option<UserEvent>,
+    end: Option<ConnEnd>,
+}
+
+/// Who owns a channel of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChannelOwner {
+    InputRtp { stream: StreamId, track: TrackId },
+    InputRtcp { stream: StreamId, track: TrackId },
+    LegRtp { leg: LegId },
+    LegRtcp { stream: StreamId, leg: LegId, track: TrackId },
+}
+
+/// A connection as the legs and inputs of one thread see it.
+#[derive(Debug)]
+pub(crate) struct ConnSlot {
+    pub(crate) id: ConnId,
+    conn: RefCell<Option<Conn>>,
+    wake: Notify,
+    owners: RefCell<Vec<(u8, ChannelOwner)>>,
+    early: RefCell<VecDeque<(u8, Bytes)>>,
+}
+
+impl ConnSlot {
+    pub(crate) fn new(id: ConnId) -> Self {
+        Self {
+            id,
+            conn: RefCell::default(),
+            wake: Notify::new(),
+            owners: RefCell::default(),
+            early: RefCell::default(),
+        }
+    }
+
+    /// Runs `f` on the connection if it is here, and wakes its driver.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Conn) -> R) -> Option<R> {
+        let result = self.conn.borrow_mut().as_mut().map(f);
+        self.wake.notify_one();
+        result
+    }
+
+    /// Bytes of RTP that wait for the socket.
+    pub(crate) fn depth(&self) -> u64 {
+        self.conn.borrow().as_ref().map_or(0, |conn| conn.rtp_depth() as u64)
+    }
+
+    /// RTP frames that were queued and then dropped for their age.
+    pub(crate) fn late(&self) -> u64 {
+        self.conn.borrow().as_ref().map_or(0, |conn| conn.counters().rtp_late)
+    }
+
+    /// Binds a channel; what came early on it is returned, in order.
+    pub(crate) fn bind(&self, channel: u8, owner: ChannelOwner) -> Vec<Bytes> {
+        let mut owners = self.owners.borrow_mut();
+        owners.retain(|(bound, _)| *bound != channel);
+        owners.push((channel, owner));
+        let mut early = self.early.borrow_mut();
+        let taken = early.iter().filter(|(c, _)| *c == channel).map(|(_, frame)| frame.clone()).collect();
+        early.retain(|(c, _)| *c != channel);
+        taken
+    }
+
+    /// Unbinds the channels of an owner and drops what waits on them, but with `say_bye` not the RTCP.
+    pub(crate) fn unbind(&self, say_bye: bool, mut is_gone: impl FnMut(&ChannelOwner) -> bool) {
+        let (mut cleared, mut released) = (Vec::new(), Vec::new());
+        self.owners.borrow_mut().retain(|(channel, owner)| {
+            let gone = is_gone(owner);
+            if gone && say_bye && matches!(owner, ChannelOwner::LegRtcp { .. }) {
+                released.push(*channel);
+            } else if gone {
+                cleared.push(*channel);
+            }
+            !gone
+        });
+        self.with(|conn| {
+            conn.clear_media(&cleared);
+            conn.release_media(&released, Instant::now());
+        });
+    }
+
+    /// Neither a connection nor an owner: to be forgotten.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.conn.borrow().is_none() && self.owners.borrow().is_empty()
+    }
+
+    fn owner(&self, channel: u8) -> Option<ChannelOwner> {
+        self.owners.borrow().iter().find(|(bound, _)| *bound == channel).map(|(_, owner)| *owner)
+    }
+
+    fn legs(&self) -> Vec<LegId> {
+        self.owners
+            .borrow()
+            .iter()
+            .filter_map(|(_, owner)| match owner {
+                ChannelOwner::LegRtp { leg } => Some(*leg),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// Makes a connection of a socket; [`run_on_control`] drives it. Without a socket that can be driven, the
+/// reason, to be told as the end of the connection.
+pub(crate) fn assemble(
+    stream: TcpStream,
+    id: ConnId,
+    role: Role,
+    limits: msm_rtsp::conn::ConnLimits,
+    events: mpsc::Sender<UserEvent>,
+) -> (ConnHandle, io::Result<ConnParts>) {
+    let (sender, commands) = mpsc::channel(COMMANDS);
+    let overflowed = Arc::new(AtomicBool::new(false));
+    let handle = ConnHandle { id, commands: sender, overflowed: overflowed.clone() };
+    let conn = Conn::new(role, limits, Instant::now());
+    let inbox = Inbox { commands, overflowed, events, pending: None, end: None };
+    let parts = stream.peer_addr().and_then(|peer| {
+        stream.set_nodelay(true)?;
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        Ok(ConnParts { id, peer, stream: stream.into_std()?, conn, early: VecDeque::new(), inbox })
+    });
+    (handle, parts)
+}
+
+/// Drives a connection without channels on the calling thread, until it ends or moves to a worker.
+pub(crate) async fn run_on_control(parts: ConnParts) {
+    let slot = Rc::new(ConnSlot::new(parts.id));
+    run(parts, slot, None).await;
+}
+
+/// Drives a connection on a worker.
+pub(crate) async fn run_on_worker(parts: ConnParts, slot: Rc<ConnSlot>, shared: Rc<Shared>) {
+    run(parts, slot, Some(shared)).await;
+}
+
+async fn run(parts: ConnParts, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
+    let ConnParts { id, peer, stream, conn, early, inbox } = parts;
+    *slot.conn.borrow_mut() = Some(conn);
+    if !early.is_empty() {
+        let mut frames: Vec<(u8, Bytes)> = early.into();
+        route_frames(&slot, shared.as_deref(), &mut frames);
+    }
+    let mut driver = match TcpStream::from_std(stream) {
+        Ok(stream) => Driver { peer, stream, slot: slot.clone(), shared: shared.clone(), inbox },
+        Err(error) => {
+            *slot.conn.borrow_mut() = None;
+            let _ =
+                inbox.events.send(UserEvent::Closed { conn: id, end: ConnEnd::Io(error.to_string()) }).await;
+            return;
+        }
+    };
+    let outcome = driver.drive().await;
+    let conn = slot.conn.borrow_mut().take();
+    match (outcome, conn) {
+        (Outcome::Move(worker, ack), Some(conn)) => {
+            let Driver { peer, stream, inbox, .. } = driver;
+            let early = std::mem::take(&mut *slot.early.borrow_mut());
+            let events = inbox.events.clone();
+            let failed = match stream.into_std() {
+                Ok(stream) => {
+                    let parts = ConnParts { id, peer, stream, conn, early, inbox };
+                    worker
+                        .send(Command::AdoptConn(Box::new(parts), ack))
+                        .err()
+                        .map(|_| "worker is gone".to_owned())
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(words) = failed {
+                let _ = events.send(UserEvent::Closed { conn: id, end: ConnEnd::Io(words) }).await;
+            }
+        }
+        (Outcome::End(end), _) => {
+            if matches!(end, ConnEnd::Limit("stuck_writer"))
+                && let Some(shared) = &shared
+            {
+                for leg in slot.legs() {
+                    shared.report(msm_graph::Report::LegFailed {
+                        leg,
+                        reason: msm_graph::LegFailure::StuckWriter,
+                    });
+                }
+            }
+            if let Some(shared) = &shared {
+                shared.forget_conn(&slot);
+            }
+            let events = driver.inbox.events.clone();
+            linger(&driver.stream);
+            drop(driver);
+            let _ = events.send(UserEvent::Closed { conn: id, end }).await;
+        }
+        (Outcome::Move(..), None) => {}
+    }
+}
+
+/// Unread bytes would turn the close into a reset, and the peer might lose our last response to it.
+fn linger(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+    let mut scrap = [0; 4096];
+    for _ in 0..16 {
+        if !matches!(stream.try_read(&mut scrap), Ok(n) if n > 0) {
+            break;
+        }
+    }
+}
+
+enum Outcome {
+    End(ConnEnd),
+    Move(WorkerHandle, oneshot::Sender<Result<(), OpError>>),
+}
+
+struct Driver {
+    peer: SocketAddr,
+    stream: TcpStream,
+    slot: Rc<ConnSlot>,
+    shared: Option<Rc<Shared>>,
+    inbox: Inbox,
+}
+
+enum Woken {
+    Command(Option<ConnCommand>),
+    Room(Result<(), ()>),
+    Ready(io::Result<tokio::io::Ready>),
+    Frames,
+    Deadline,
+}
+
+impl Driver {
+    async fn drive(&mut self) -> Outcome {
+        let mut deadline = pin!(tokio::time::sleep(Duration::from_secs(3600)));
+        let mut frames = Vec::new();
+        loop {
+            let now = Instant::now();
+            if let Some(end) = self.take_events(now, &mut frames) {
+                return Outcome::End(end);
+            }
+            let blocked = match self.write(now) {
+                Ok(blocked) => blocked,
+                Err(error) => return Outcome::End(ConnEnd::Io(error.to_string())),
+            };
+            let (finished, wants_read, due) = {
+                let conn = self.slot.conn.borrow();
+                let Some(conn) = conn.as_ref() else { return Outcome::End(ConnEnd::Asked) };
+                (conn.is_finished(), conn.wants_read(), conn.poll_timeout())
+            };
+            if finished {
+                return Outcome::End(self.inbox.end.take().unwrap_or(ConnEnd::Asked));
+            }
+            // Deadlines mostly move away as bytes flow: the timer is touched only when one comes nearer.
+            if let Some(due) = due.map(tokio::time::Instant::from_std)
+                && (due < deadline.deadline() || deadline.is_elapsed())
+            {
+                deadline.as_mut().reset(due);
+            }
+            let wants_read = wants_read && self.inbox.pending.is_none();
+            let interest = match (wants_read, blocked) {
+                (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+                (true, false) => Some(Interest::READABLE),
+                (false, true) => Some(Interest::WRITABLE),
+                (false, false) => None,
+            };
+            let timed = due.is_some();
+            let woken = tokio::select! {
+                biased;
+                command = self.inbox.commands.recv() => Woken::Command(command),
+                room = self.inbox.events.reserve(), if self.inbox.pending.is_some() => {
+                    Woken::Room(match (room, self.inbox.pending.take()) {
+                        (Ok(permit), Some(event)) => { permit.send(event); Ok(()) }
+                        (Ok(_), None) => Ok(()),
+                        (Err(_), _) => Err(()),
+                    })
+                }
+                ready = self.stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
+                    Woken::Ready(ready)
+                }
+                () = self.slot.wake.notified() => Woken::Frames,
+                () = &mut deadline, if timed => Woken::Deadline,
+            };
+            match woken {
+                Woken::Command(command) => {
+                    if let Some(outcome) = self.obey(command) {
+                        return outcome;
+                    }
+                }
+                Woken::Room(Ok(())) | Woken::Frames => {}
+                Woken::Room(Err(())) => return Outcome::End(ConnEnd::Asked),
+                Woken::Ready(Err(error)) => return Outcome::End(ConnEnd::Io(error.to_string())),
+                Woken::Ready(Ok(ready)) => {
+                    if wants_read
+                        && (ready.is_readable() || ready.is_read_closed())
+                        && let Some(end) = self.read(&mut frames)
+                    {
+                        return Outcome::End(end);
+                    }
+                }
+                Woken::Deadline => {
+                    let mut conn = self.slot.conn.borrow_mut();
+                    if let Some(reason) = conn.as_mut().and_then(|conn| conn.handle_timeout(Instant::now())) {
+                        return Outcome::End(end_of(reason));
+                    }
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Option<ConnCommand>) -> Option<Outcome> {
+        let now = Instant::now();
+        if self.inbox.overflowed.load(Ordering::Relaxed) {
+            return Some(Outcome::End(ConnEnd::Limit("commands")));
+        }
+        let mut conn = self.slot.conn.borrow_mut();
+        let conn = conn.as_mut()?;
+        match command {
+            Some(ConnCommand::Reply(response, close)) => {
+                conn.push_response(*response, close, now);
+            }
+            Some(ConnCommand::Send(request)) => conn.push_request(&request, now),
+            Some(ConnCommand::Release(channels)) => conn.release_media(&channels, now),
+            Some(ConnCommand::Session(exists)) => conn.set_session(exists, now),
+            Some(ConnCommand::Close) | None => {
+                self.inbox.end.get_or_insert(ConnEnd::Asked);
+                conn.close(now);
+            }
+            Some(ConnCommand::Move(worker, ack)) => match &self.shared {
+                None => return Some(Outcome::Move(worker, ack)),
+                Some(shared) if shared.index == worker.index => {
+                    let _ = ack.send(Ok(()));
+                }
+                Some(_) => {
+                    let words = format!("connection {} belongs to another worker", self.slot.id);
+                    let _ = ack.send(Err(OpError::Exhausted(words)));
+                }
+            },
+        }
+        None
+    }
+
+    fn read(&mut self, frames: &mut Vec<(u8, Bytes)>) -> Option<ConnEnd> {
+        let result = {
+            let mut conn = self.slot.conn.borrow_mut();
+            let conn = conn.as_mut()?;
+            let result = self.stream.try_read_buf(conn.read_buf());
+            if matches!(result, Ok(n) if n > 0) {
+                conn.handle_read(Instant::now());
+            }
+            result
+        };
+        match result {
+            Ok(0) => {
+                // What came before the end still counts.
+                let end = self.take_events(Instant::now(), frames);
+                Some(end.unwrap_or(ConnEnd::Peer))
+            }
+            Ok(_) => None,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Some(ConnEnd::Peer),
+            Err(error) => Some(ConnEnd::Io(error.to_string())),
+        }
+    }
+
+    /// Hands on what was received, as far as the session logic takes it.
+    fn take_events(&mut self, now: Instant, frames: &mut Vec<(u8, Bytes)>) -> Option<ConnEnd> {
+        let mut end = None;
+        while end.is_none() && self.inbox.pending.is_none() {
+            let event = self.slot.conn.borrow_mut().as_mut().and_then(|conn| conn.poll_event(now));
+            let id = self.slot.id;
+            let message = match event {
+                None => break,
+                Some(ConnEvent::Frame { channel, payload }) => {
+                    frames.push((channel, payload));
+                    if frames.len() >= FRAMES {
+                        end = self.route(frames);
+                    }
+                    continue;
+                }
+                Some(ConnEvent::Request(request)) => UserEvent::Request { conn: id, request },
+                Some(ConnEvent::Response(response)) => UserEvent::Response { conn: id, response },
+                Some(ConnEvent::Rejected { error, closing, .. }) => {
+                    if closing {
+                        self.inbox.end.get_or_insert(ConnEnd::Protocol(error.to_string()));
+                    }
+                    UserEvent::Rejected { peer: self.peer, reason: error.rule.as_str() }
+                }
+            };
+            // A frame that stood before a message is handed on before it.
+            end = self.route(frames);
+            match self.inbox.events.try_send(message) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(message)) => self.inbox.pending = Some(message),
+                Err(mpsc::error::TrySendError::Closed(_)) => return Some(ConnEnd::Asked),
+            }
+        }
+        end.or_else(|| self.route(frames))
+    }
+
+    fn route(&mut self, frames: &mut Vec<(u8, Bytes)>) -> Option<ConnEnd> {
+        if frames.is_empty() {
+            return None;
+        }
+        let stray = route_frames(&self.slot, self.shared.as_deref(), frames);
+        let mut conn = self.slot.conn.borrow_mut();
+        let conn = conn.as_mut()?;
+        let too_many = (0..stray).any(|_| conn.count_stray_frame());
+        if too_many {
+            let reason = "stray_frames";
+            let _ = self.inbox.events.try_send(UserEvent::Rejected { peer: self.peer, reason });
+            return Some(ConnEnd::Limit(reason));
+        }
+        None
+    }
+
+    /// Writes what there is. Returns whether the socket is full.
+    fn write(&mut self, now: Instant) -> io::Result<bool> {
+        let mut conn = self.slot.conn.borrow_mut();
+        let Some(conn) = conn.as_mut() else { return Ok(false) };
+        loop {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let filled = conn.poll_transmit(now, &mut slices);
+            if filled == 0 {
+                return Ok(false);
+            }
+            let result = self.stream.try_write_vectored(slices.get(..filled).unwrap_or(&[]));
+            match result {
+                Ok(written) => conn.advance(written, now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    conn.advance(0, now);
+                    return Ok(true);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn end_of(reason: CloseReason) -> ConnEnd {
+    ConnEnd::Limit(reason.as_str())
+}
+
+/// Hands frames to the owners of their channels, neighbours of one track together. Returns how many had no
+/// owner or were not what their channel is for (RTSP-41, RTSP-43).
+fn route_frames(slot: &ConnSlot, shared: Option<&Shared>, frames: &mut Vec<(u8, Bytes)>) -> u32 {
+    let mut stray = 0;
+    let mut batch: Vec<Bytes> = Vec::new();
+    let mut batch_of: Option<(StreamId, TrackId)> = None;
+    for (channel, payload) in frames.drain(..) {
+        let owner = shared.and_then(|shared| Some((shared, slot.owner(channel)?)));
+        let Some((shared, owner)) = owner else {
+            let mut early = slot.early.borrow_mut();
+            if early.len() < EARLY_FRAMES {
+                early.push_back((channel, payload));
+            }
+            stray += 1;
+            continue;
+        };
+        match owner {
+            ChannelOwner::InputRtp { stream, track } => {
+                if batch_of != Some((stream, track)) {
+                    if let Some((stream, track)) = batch_of {
+                        stray += shared.handle_frames(stream, track, &mut batch);
+                    }
+                    batch_of = Some((stream, track));
+                }
+                batch.push(payload);
+            }
+            ChannelOwner::InputRtcp { stream, track } => {
+                stray += u32::from(!shared.handle_input_rtcp(stream, track, &payload));
+            }
+            // RTSP-45: a viewer that plays has no business sending RTP.
+            ChannelOwner::LegRtp { leg } => shared.count_viewer_rtp(leg),
+            ChannelOwner::LegRtcp { stream, leg, track } => {
+                stray += u32::from(!shared.handle_leg_rtcp(stream, leg, track, &payload));
+            }
+        }
+    }
+    if let (Some((stream, track)), Some(shared)) = (batch_of, shared) {
+        stray += shared.handle_frames(stream, track, &mut batch);
+    }
+    stray
+}
