@@ -9,6 +9,8 @@
 //! confirmed by a second packet in sequence. The packet that came first is held meanwhile and not lost:
 //! it is often the start of the key frame at which video resumes.
 
+mod batch;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,8 @@ use crate::rtcp::{Compound, CompoundPolicy, Packet};
 use crate::rtp::RtpView;
 use crate::seq::SeqStep;
 use crate::stats::ReceiverStats;
+
+pub use batch::{Arrival, Batch, RunHead};
 
 /// Timestamp jump that is a restart when the next packet confirms it (RTP-7).
 pub const MAX_TIME_JUMP: Duration = Duration::from_secs(10);
@@ -52,131 +56,6 @@ pub struct InputConfig {
     pub own_ssrc: u32,
     /// CNAME of our reports (RFC 7022), at most 255 bytes.
     pub cname: String,
-}
-
-/// An admitted packet, as the legs see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Arrival {
-    /// Position in what was passed to [`TrackInput::handle_rtp`], or [`Arrival::HELD`].
-    pub index: u32,
-    /// Run of the source it belongs to.
-    pub run: u32,
-    /// Extended sequence number within the run.
-    pub ext: u64,
-    /// Sequence number on the wire.
-    pub seq: u16,
-    /// Payload bytes, without header and padding.
-    pub payload_len: u16,
-    /// Timestamp on the wire.
-    pub ts: u32,
-    /// SSRC on the wire.
-    pub ssrc: u32,
-    /// Whether this number was seen before.
-    pub duplicate: bool,
-    /// Whether a decoder may start here ([`Codec::resume_point`]).
-    pub resume_point: bool,
-}
-
-impl Arrival {
-    /// Index of the packet that was held from an earlier batch: its bytes are [`Batch::held`].
-    pub const HELD: u32 = u32::MAX;
-}
-
-/// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunHead {
-    /// Number of the run; raised at every restart and never reused.
-    pub run: u32,
-    /// SSRC of the run.
-    pub ssrc: u32,
-    /// Its latest packet.
-    pub head: Head,
-}
-
-/// What one receive batch brought. Reused from batch to batch.
-#[derive(Debug, Default)]
-pub struct Batch {
-    arrivals: Vec<Arrival>,
-    held: Vec<u8>,
-    offered: usize,
-    octets: u64,
-    duplicates: u32,
-    lowest: u64,
-    one_run: Option<u32>,
-    after: Option<RunHead>,
-    drops: Drops,
-}
-
-impl Batch {
-    /// Admitted packets in the order of arrival.
-    pub fn arrivals(&self) -> &[Arrival] {
-        &self.arrivals
-    }
-
-    /// Bytes of the arrival with index [`Arrival::HELD`].
-    pub fn held(&self) -> &[u8] {
-        &self.held
-    }
-
-    /// Whether every packet offered was admitted and none was held before: arrival `i` is packet `i`.
-    pub fn is_whole(&self) -> bool {
-        self.arrivals.len() == self.offered && self.held.is_empty()
-    }
-
-    /// Payload bytes of all arrivals.
-    pub fn octets(&self) -> u64 {
-        self.octets
-    }
-
-    /// Arrivals that are duplicates.
-    pub fn duplicates(&self) -> u32 {
-        self.duplicates
-    }
-
-    /// Where the input stands after the batch.
-    pub fn after(&self) -> Option<RunHead> {
-        self.after
-    }
-
-    /// The run that all arrivals belong to, if it is one.
-    pub(crate) fn one_run(&self) -> Option<u32> {
-        self.one_run
-    }
-
-    /// Lowest extended number of the arrivals, when they are of one run.
-    pub(crate) fn lowest(&self) -> u64 {
-        self.lowest
-    }
-
-    /// Packets of this batch that were dropped, by reason.
-    pub fn drops(&self) -> &Drops {
-        &self.drops
-    }
-
-    fn clear(&mut self) {
-        self.arrivals.clear();
-        self.held.clear();
-        self.offered = 0;
-        self.octets = 0;
-        self.duplicates = 0;
-        self.lowest = u64::MAX;
-        self.one_run = None;
-        self.after = None;
-        self.drops = Drops::default();
-    }
-
-    #[inline]
-    fn push(&mut self, arrival: Arrival) {
-        self.one_run = if self.arrivals.is_empty() {
-            Some(arrival.run)
-        } else {
-            self.one_run.filter(|run| *run == arrival.run)
-        };
-        self.lowest = self.lowest.min(arrival.ext);
-        self.octets += u64::from(arrival.payload_len);
-        self.duplicates += u32::from(arrival.duplicate);
-        self.arrivals.push(arrival);
-    }
 }
 
 /// Something that the session logic may want to know.
@@ -334,7 +213,7 @@ impl TrackInput {
         }
         self.stats.note_time(now);
         batch.after = self.current;
-        if !batch.arrivals.is_empty() {
+        if !batch.arrivals().is_empty() {
             let quiet =
                 self.last_arrival.is_none_or(|last| now.saturating_duration_since(last) >= QUIET_AFTER);
             self.last_arrival = Some(now);

@@ -1,9 +1,5 @@
 //! Sequence numbers: extension from 16 to 64 bits, duplicates, and the detection of restarts.
 
-/// Packets that a new source must deliver in sequence before it is admitted beside an established one.
-///
-/// Source: RFC 3550 appendix A.1.
-pub const MIN_SEQUENTIAL: u32 = 2;
 /// Largest step forward that counts as loss; beyond it two packets in a row are a restart (RTP-7).
 pub const MAX_DROPOUT: u16 = 3_000;
 /// Smallest step backward that may be a restart. Streams of more than 1,000 packets per second use
