@@ -15,6 +15,8 @@
 //! `poll_event` has to be drained after [`Conn::push_response`] too: a pipelined request may have waited
 //! for its turn (RTSP-7).
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};

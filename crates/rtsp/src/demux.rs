@@ -4,6 +4,8 @@
 //! letter a message, CR or LF nothing (RTSP-5). Payloads are slices of the read buffer; memory grows with
 //! what was received, never with what was declared.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::parse::{ParseError, ParseLimits, Parsed, Parser, Progress, Rule, Strictness};
@@ -57,8 +59,8 @@ pub struct Demux {
     /// Stream offset of the first byte of the unit in progress.
     unit: u64,
     chunk: usize,
-    /// Length of the buffer and its room when it was last handed out.
-    lent: (usize, usize),
+    /// Stream offset of the last byte that the buffer had room for when it was last handed out.
+    lent: Option<u64>,
     parser: Parser,
     frame_limit: usize,
     failed: Option<ParseError>,
@@ -73,7 +75,7 @@ impl Demux {
             offset: 0,
             unit: 0,
             chunk: MIN_CHUNK,
-            lent: (0, 0),
+            lent: None,
             parser: Parser::new(strictness, limits),
             frame_limit: limits.frame,
             failed: None,
@@ -83,14 +85,14 @@ impl Demux {
 
     /// The buffer to append received bytes to, with room for at least 2 KiB.
     pub fn read_buf(&mut self) -> &mut BytesMut {
-        let (length, room) = self.lent;
-        if room > 0 && self.buffer.len() >= length + room {
+        let received = self.offset + self.buffer.len() as u64;
+        if self.lent.is_some_and(|full| received >= full) {
             self.chunk = (self.chunk * 2).min(MAX_CHUNK);
         }
         if self.buffer.capacity() - self.buffer.len() < MIN_ROOM {
             self.buffer.reserve(self.chunk);
         }
-        self.lent = (self.buffer.len(), self.buffer.capacity() - self.buffer.len());
+        self.lent = Some(received + (self.buffer.capacity() - self.buffer.len()) as u64);
         &mut self.buffer
     }
 

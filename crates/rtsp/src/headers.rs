@@ -3,7 +3,9 @@
 //! Owns their grammar, tolerant in what cameras send and exact in what is sent. `Transport` and
 //! `Authorization` have modules of their own.
 
-use std::fmt;
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use crate::message::Method;
@@ -31,8 +33,9 @@ pub enum HeaderError {
 pub struct SessionHeader {
     /// The id, without parameters.
     pub id: String,
-    /// `timeout` in whole seconds; [`DEFAULT_SESSION_TIMEOUT`] when absent, 0 or not a number (RTSP-25).
-    pub timeout: Duration,
+    /// `timeout` in whole seconds; [`DEFAULT_SESSION_TIMEOUT`] when 0 (RTSP-25), `None` when absent or not a
+    /// number: then the last one holds, at first the default.
+    pub timeout: Option<Duration>,
 }
 
 impl SessionHeader {
@@ -47,9 +50,9 @@ impl SessionHeader {
             .filter_map(|part| part.split_once('='))
             .find(|(name, _)| name.trim().eq_ignore_ascii_case("timeout"))
             .and_then(|(_, seconds)| unquote(seconds).parse().ok())
-            .filter(|&seconds| seconds != 0)
-            .map_or(DEFAULT_SESSION_TIMEOUT, |seconds: u64| {
-                Duration::from_secs(seconds.min(MAX_SESSION_TIMEOUT))
+            .map(|seconds: u64| match seconds {
+                0 => DEFAULT_SESSION_TIMEOUT,
+                _ => Duration::from_secs(seconds.min(MAX_SESSION_TIMEOUT)),
             });
         Ok(Self { id, timeout })
     }
@@ -62,7 +65,8 @@ impl SessionHeader {
 
 impl fmt::Display for SessionHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{};timeout={}", self.id, self.timeout.as_secs())
+        f.write_str(&self.id)?;
+        self.timeout.map_or(Ok(()), |timeout| write!(f, ";timeout={}", timeout.as_secs()))
     }
 }
 
@@ -111,7 +115,9 @@ impl RtpInfo {
         for entry in entries {
             let (Some(seq), Some(rtptime)) = (entry.seq, entry.rtptime) else { continue };
             let separator = if value.is_empty() { "" } else { ", " };
-            value.push_str(&format!("{separator}url={};seq={seq};rtptime={rtptime}", entry.url));
+            let url = &entry.url;
+            write!(value, "{separator}url={url};seq={seq};rtptime={rtptime}")
+                .expect("a String takes any text");
         }
         if value.is_empty() { None } else { Some(value) }
     }

@@ -4,6 +4,8 @@
 //! answer and whether the framing can still be trusted. Lines are judged in order and each one only when it
 //! is complete or too long, so the outcome does not depend on how the bytes arrived (RTSP-40).
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::fmt;
 
 use bytes::{Buf as _, Bytes, BytesMut};

@@ -3,6 +3,8 @@
 //! The one serialiser: requests towards cameras and answers to viewers are always made here, never
 //! forwarded as bytes (SEC-9). `CSeq` comes first (RTSP-3), `Content-Length` is computed.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::message::{Headers, Message, Request, Response, Version};

@@ -1,5 +1,7 @@
 //! Interleaved frames that wait for the socket.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::VecDeque;
 use std::time::Instant;
 

@@ -1,5 +1,7 @@
 //! Single lines of a head.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use super::{ParseError, Rule, Start, Strictness};
 use crate::message::{Headers, Method, Status, Version};
 
