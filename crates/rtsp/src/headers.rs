@@ -258,5 +258,5 @@ fn digits(text: &str) -> Option<u64> {
 }
 
 fn unquote(text: &str) -> &str {
-    text.trim().trim_matches('"').trim()
+    text.trim_matches(|c: char| c == '"' || c.is_whitespace())
 }
