@@ -19,6 +19,8 @@ use crate::viewer::built;
 /// Flags of the proxy.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// The binary; default [`program`].
+    pub program: Option<PathBuf>,
     /// `--pull`: name and URL.
     pub pulls: Vec<(String, String)>,
     /// `--pull-transport`.
@@ -31,6 +33,8 @@ pub struct Options {
     pub flags: Vec<String>,
     /// Address the RTSP port listens on; default `127.0.0.1`, inside a node every address.
     pub address: Option<String>,
+    /// RTSP port; default a free one, inside a node 8554.
+    pub port: Option<u16>,
 }
 
 /// A running proxy.
@@ -58,8 +62,10 @@ impl Proxy {
     pub fn start(stage: Stage<'_>, name: &str, options: &Options) -> Result<Self> {
         let inside = stage.node.is_some();
         let (rtsp_port, admin_port) = if inside { (8554, 8081) } else { (free_port()?, free_port()?) };
+        let rtsp_port = options.port.unwrap_or(rtsp_port);
         let host = options.address.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
-        let mut launch = Launch::inside(name, stage.node, &program()?.to_string_lossy()).arg("standalone");
+        let binary = options.program.clone().map_or_else(program, Ok)?;
+        let mut launch = Launch::inside(name, stage.node, &binary.to_string_lossy()).arg("standalone");
         if !inside || options.address.is_some() {
             launch = launch.args(["--rtsp", &format!("{}:{rtsp_port}", bracketed(&host))]);
         }
@@ -101,6 +107,11 @@ impl Proxy {
     /// URL of a stream for programs that reach the proxy at `host`.
     pub fn url_at(&self, host: &str, path: &str) -> String {
         format!("rtsp://{}:{}/{path}", bracketed(host), self.rtsp_port)
+    }
+
+    /// URL of a page of the admin port.
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
     }
 
     /// Body of a page of the admin port; fails unless its status is 200.

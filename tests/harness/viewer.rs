@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::camera::{Stage, Transport};
-use crate::fixture::{Profile, SoundOracle, checksums, read_samples, run_ffmpeg};
+use crate::fixture::{FRAME_RATE, Profile, SoundOracle, checksums, read_samples, run_ffmpeg};
 use crate::process::{Launch, Process, wait_for};
 
 /// A player.
@@ -87,6 +87,20 @@ pub struct Seen {
     pub sound_frames: Vec<String>,
 }
 
+/// How far a running viewer is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// Frames decoded.
+    pub frames: usize,
+    /// Seconds of sound decoded.
+    pub sound_seconds: f32,
+}
+
+/// One second of what mpv writes: raw pictures and 32-bit samples.
+fn mpv_bytes_per_second(profile: Profile) -> f32 {
+    (FRAME_RATE * 320 * 176 * 3 / 2 + profile.sample_rate() * 4) as f32
+}
+
 impl Viewer {
     /// Starts the player.
     pub fn start(stage: Stage<'_>, watch: Watch) -> Result<Self> {
@@ -122,9 +136,25 @@ impl Viewer {
         match self.watch.player {
             Player::Ffmpeg => checksums(&self.text("frames")).len(),
             Player::Rtspsrc => checksum_lines(&self.text("sums"), 32).count(),
-            Player::Mpv => (self.size("nut") / (320 * 176 * 3 / 2 + 5_120)) as usize,
+            Player::Mpv => (self.mpv_seconds() * FRAME_RATE as f32) as usize,
             Player::Retina => self.text("sums").lines().filter(|line| *line == "video").count(),
         }
+    }
+
+    fn mpv_seconds(&self) -> f32 {
+        self.size("nut") as f32 / mpv_bytes_per_second(self.watch.profile)
+    }
+
+    /// How far it is; what is not known yet counts as nothing.
+    pub fn progress(&self) -> Progress {
+        let sound_seconds = match self.watch.player {
+            Player::Ffmpeg | Player::Rtspsrc => {
+                self.size("f32le") as f32 / 4.0 / self.watch.profile.sample_rate() as f32
+            }
+            Player::Mpv => self.mpv_seconds(),
+            Player::Retina => 0.0,
+        };
+        Progress { frames: self.frames(), sound_seconds }
     }
 
     /// Waits until so many frames are decoded. Fails when the player ends before.

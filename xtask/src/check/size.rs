@@ -1,0 +1,34 @@
+//! Files stay near 500 lines (`style.md` 3.4): tests and tables are exempt, state machines by name.
+
+use anyhow::Result;
+
+const LIMIT: usize = 500;
+
+/// Files that may be longer, each with its reason.
+const EXEMPT: &[(&str, &str)] = &[];
+
+/// Names of files above the limit.
+pub(super) fn check() -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for path in super::files(&[".rs"])? {
+        let name = path.to_string_lossy();
+        let is_test = name.starts_with("tests/") || name.ends_with("/tests.rs") || name.contains("/tests/");
+        if is_test || EXEMPT.iter().any(|(exempt, _)| *exempt == name) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path)?;
+        // Tests come last in a file.
+        let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
+        if lines > LIMIT {
+            problems.push(format!(
+                "{name}: {lines} lines, at most {LIMIT}; split it, or name it in check/size.rs"
+            ));
+        }
+    }
+    for (exempt, _) in EXEMPT {
+        if !std::path::Path::new(exempt).exists() {
+            problems.push(format!("check/size.rs names {exempt}, which does not exist"));
+        }
+    }
+    Ok(problems)
+}

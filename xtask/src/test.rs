@@ -1,0 +1,209 @@
+//! `cargo xtask test`: every tier that privileges and installed programs allow; says what it skipped and why.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use msm_tests::privilege::{self, ENV_PROXY, ENV_SKIPS, Need};
+
+use crate::{cargo, describe, run as run_command, say, setup, target_dir};
+
+/// What `cargo xtask test` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TestArgs {
+    /// A tier (0 to 3) or a directory of tests/; every tier without it
+    which: Option<String>,
+    /// Whole matrices instead of the selections for CI; interop writes docs/interop.md
+    #[arg(long)]
+    all: bool,
+    /// Install nothing
+    #[arg(long)]
+    no_setup: bool,
+    /// Only tests whose name contains this
+    #[arg(long)]
+    only: Option<String>,
+}
+
+/// A directory of tests.
+#[derive(Debug, Clone, Copy)]
+struct Suite {
+    tier: u8,
+    name: &'static str,
+    /// Starts the proxy, so it is built first, as it is released.
+    proxy: bool,
+}
+
+/// Tiers of tests/ by directory; tier 0 has the tests beside the code besides.
+const SUITES: [Suite; 7] = [
+    Suite { tier: 0, name: "conformance", proxy: false },
+    Suite { tier: 0, name: "sim", proxy: false },
+    Suite { tier: 1, name: "topology", proxy: true },
+    Suite { tier: 1, name: "hostile", proxy: true },
+    Suite { tier: 1, name: "cni", proxy: true },
+    Suite { tier: 2, name: "verdict", proxy: false },
+    Suite { tier: 3, name: "interop", proxy: true },
+];
+
+#[derive(Debug, Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    lines: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &TestArgs) -> Result<()> {
+    if !args.no_setup {
+        setup::install(&[setup::DEMO, setup::TESTS].concat(), false)?;
+    }
+    let mut tally = Tally::default();
+    let wanted = |tier: u8, name: &str| match args.which.as_deref() {
+        None => true,
+        Some(which) => which == tier.to_string() || which == name,
+    };
+    if wanted(0, "unit") {
+        let mut command = cargo(&["test", "--workspace", "--exclude", "msm-tests", "--locked"]);
+        observe(&mut tally, "tier 0, beside the code", &mut command)?;
+        observe(
+            &mut tally,
+            "tier 0, harness",
+            &mut cargo(&["test", "-p", "msm-tests", "--lib", "--locked"]),
+        )?;
+        if Path::new("tests/fuzz/Cargo.toml").exists() {
+            let mut command = cargo(&["test", "--manifest-path", "tests/fuzz/Cargo.toml"]);
+            observe(&mut tally, "tier 0, fuzz corpora", &mut command)?;
+        }
+    }
+    let manifest = std::fs::read_to_string("tests/Cargo.toml")?;
+    let suites: Vec<Suite> = SUITES
+        .into_iter()
+        .filter(|suite| {
+            manifest.contains(&format!("path = \"{}/main.rs\"", suite.name)) && wanted(suite.tier, suite.name)
+        })
+        .collect();
+    ensure!(!suites.is_empty() || wanted(0, "unit"), "no such tier or directory");
+    if suites.iter().any(|suite| suite.proxy) {
+        say("building the proxy as it is released, and the viewers of this repository");
+        run_command(&mut cargo(&["build", "--release", "--locked", "-p", "rtp-proxy"]))?;
+        run_command(&mut cargo(&["build", "--locked", "-p", "msm-tests", "--examples"]))?;
+    }
+    for suite in suites {
+        run_suite(&mut tally, suite, args)?;
+    }
+    say("summary");
+    for line in &tally.lines {
+        println!("{line}");
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    ensure!(tally.failed == 0, "{} tests failed", tally.failed);
+    Ok(())
+}
+
+fn run_suite(tally: &mut Tally, suite: Suite, args: &TestArgs) -> Result<()> {
+    let headline = format!("tier {}, {}", suite.tier, suite.name);
+    let mut build = cargo(&["test", "--locked", "-p", "msm-tests", "--test", suite.name, "--no-run"]);
+    build.args(["--message-format", "json-render-diagnostics"]);
+    let program = executable(&mut build, suite.name)?;
+    let mut command = match suite.tier {
+        // Root of a user namespace is enough for namespaces and veth pairs.
+        1 if !nix::unistd::geteuid().is_root() => {
+            let mut command = Command::new("unshare");
+            command.arg("-Urnm").arg(&program);
+            command
+        }
+        2 if privilege::missing(Need::Kernel).is_some() => {
+            let reason = privilege::missing(Need::Kernel).unwrap_or_default();
+            tally.lines.push(format!("{headline}: skipped: {reason}"));
+            return Ok(());
+        }
+        _ => Command::new(&program),
+    };
+    if suite.name == "interop" {
+        if args.all {
+            command.args(["--all", "--report", "docs/interop.md"]);
+        }
+        if let Some(only) = &args.only {
+            command.args(["--only", only]);
+        }
+    } else {
+        // Each test has its own namespaces and processes; more than two at once only compete for cores.
+        command.args(["--test-threads", "2"]);
+        command.args(args.only.as_deref());
+        if args.all {
+            command.arg("--include-ignored");
+        }
+    }
+    let proxy = target_dir().join("release/rtp-proxy");
+    command.env(ENV_PROXY, std::fs::canonicalize(&proxy).unwrap_or(proxy));
+    observe(tally, &headline, &mut command)
+}
+
+/// Builds a test program and returns its path.
+fn executable(build: &mut Command, name: &str) -> Result<String> {
+    let output = build.stderr(Stdio::inherit()).output().with_context(|| describe(build))?;
+    ensure!(output.status.success(), "{name} does not build");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| message["executable"].as_str().map(str::to_owned))
+        .with_context(|| format!("cargo named no executable of {name}"))
+}
+
+/// Runs a test command with its output on the terminal and counts what it reports.
+fn observe(tally: &mut Tally, headline: &str, command: &mut Command) -> Result<()> {
+    say(headline);
+    println!("$ {}", describe(command));
+    let skips = std::env::temp_dir().join(format!("msm-skips-{}", std::process::id()));
+    std::fs::remove_file(&skips).ok();
+    command.env(ENV_SKIPS, &skips);
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| describe(command))?;
+    let (mut passed, mut failed) = (0, 0);
+    let Some(stdout) = child.stdout.take() else { bail!("no output of {headline}") };
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        println!("{line}");
+        if let Some((ok, bad)) = counts(&line) {
+            passed += ok;
+            failed += bad;
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && failed == 0 {
+        // It did not build, or it died.
+        failed = 1;
+    }
+    let skipped = std::fs::read_to_string(&skips).unwrap_or_default();
+    std::fs::remove_file(&skips).ok();
+    let number = skipped.lines().count() as u64;
+    passed -= number.min(passed);
+    tally.passed += passed;
+    tally.failed += failed;
+    tally.lines.push(format!("{headline}: {passed} passed, {failed} failed, {number} skipped"));
+    tally.lines.extend(skipped.lines().map(|line| format!("    skipped {line}")));
+    Ok(())
+}
+
+/// `test result: ok. 3 passed; 0 failed; ...` and `interop: 3 passed, 0 failed, ...`.
+fn counts(line: &str) -> Option<(u64, u64)> {
+    let rest = line.strip_prefix("test result: ").or_else(|| line.strip_prefix("interop: "))?;
+    let words: Vec<&str> = rest.split([' ', ',', ';', '.']).filter(|word| !word.is_empty()).collect();
+    let before = |word: &str| {
+        let at = words.iter().position(|other| *other == word)?;
+        words.get(at.checked_sub(1)?)?.parse::<u64>().ok()
+    };
+    Some((before("passed")?, before("failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    #[test]
+    fn results_of_both_kinds_are_counted() {
+        assert_eq!(counts("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured"), Some((3, 1)));
+        assert_eq!(counts("interop: 20 passed, 2 failed, 22 cells in 61 s"), Some((20, 2)));
+        assert_eq!(counts("test rtp::tests::x ... ok"), None);
+    }
+}
