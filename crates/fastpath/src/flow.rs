@@ -135,6 +135,10 @@ abi! {
 }
 
 impl FlowStats {
+    /// Nothing counted yet.
+    pub const ZERO: Self =
+        Self { packets: 0, bytes: 0, dropped: 0, last_timestamp: 0, last_seq: 0, seen: 0, pad: 0 };
+
     /// Counts one admitted datagram of `bytes` UDP payload; `header` is `None` on flows that carry no RTP.
     #[inline]
     pub const fn count(&mut self, header: Option<&RtpFixed>, bytes: u64) {

@@ -40,7 +40,7 @@ fn layouts_have_no_hole() {
 
 #[test]
 fn a_flow_counts_what_it_admits_and_drops() {
-    let mut stats: FlowStats = zerocopy::FromZeros::new_zeroed();
+    let mut stats = FlowStats::ZERO;
     stats.count(Some(&RtpFixed::new(96, false, 7, 900, 1)), 172);
     stats.count(None, 20);
     stats.count_drop();

@@ -1,0 +1,101 @@
+//! Loading the kernel programs: object in, verified programs out.
+
+use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+
+/// Name of the program for ingress by TCX or tc.
+pub const TCX_INGRESS: &str = "tcx_ingress";
+/// Name of the program for ingress by XDP.
+pub const XDP_INGRESS: &str = "xdp_ingress";
+
+/// Why the kernel programs are not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The proxy was built without them.
+    #[error("this proxy was built without kernel programs; `cargo xtask setup` installs the toolchain")]
+    NotBuilt,
+    /// The object does not parse, or its maps could not be created.
+    #[error("kernel object: {0}")]
+    Object(#[from] Box<aya::EbpfError>),
+    /// The object lacks a program that this proxy expects.
+    #[error("kernel object has no program {program} of the expected type")]
+    Program {
+        /// Its name.
+        program: &'static str,
+    },
+    /// The kernel refused a program; the source carries the verifier's log.
+    #[error("loading {program}: {source}")]
+    Refused {
+        /// Its name.
+        program: &'static str,
+        /// The kernel's answer.
+        source: Box<ProgramError>,
+    },
+    /// The object lacks a map that this proxy expects.
+    #[error("kernel object has no map {map} of the expected type")]
+    Map {
+        /// Its name.
+        map: &'static str,
+    },
+}
+
+/// Loaded programs and their maps. Dropping it detaches and unloads everything that is not pinned.
+#[derive(Debug)]
+pub struct Kernel {
+    pub(super) ebpf: Ebpf,
+}
+
+impl Kernel {
+    /// Loads `object` (usually [`super::OBJECT`]): creates its maps, has both programs verified.
+    ///
+    /// # Errors
+    /// [`LoadError`], with the verifier's log where a program was refused.
+    pub fn load(object: Option<&[u8]>) -> Result<Self, LoadError> {
+        let object = object.ok_or(LoadError::NotBuilt)?;
+        let ebpf =
+            EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(object).map_err(Box::new)?;
+        let mut kernel = Self { ebpf };
+        let refused = |program| move |source| LoadError::Refused { program, source: Box::new(source) };
+        kernel.tcx_mut()?.load().map_err(refused(TCX_INGRESS))?;
+        kernel.xdp_mut()?.load().map_err(refused(XDP_INGRESS))?;
+        Ok(kernel)
+    }
+
+    /// The TCX program.
+    ///
+    /// # Errors
+    /// [`LoadError::Program`].
+    pub fn tcx(&self) -> Result<&SchedClassifier, LoadError> {
+        self.program(TCX_INGRESS)
+    }
+
+    /// The XDP program.
+    ///
+    /// # Errors
+    /// [`LoadError::Program`].
+    pub fn xdp(&self) -> Result<&Xdp, LoadError> {
+        self.program(XDP_INGRESS)
+    }
+
+    pub(super) fn tcx_mut(&mut self) -> Result<&mut SchedClassifier, LoadError> {
+        self.program_mut(TCX_INGRESS)
+    }
+
+    pub(super) fn xdp_mut(&mut self) -> Result<&mut Xdp, LoadError> {
+        self.program_mut(XDP_INGRESS)
+    }
+
+    fn program<'a, P>(&'a self, program: &'static str) -> Result<&'a P, LoadError>
+    where
+        &'a P: TryFrom<&'a Program>,
+    {
+        self.ebpf.program(program).and_then(|p| p.try_into().ok()).ok_or(LoadError::Program { program })
+    }
+
+    fn program_mut<'a, P>(&'a mut self, program: &'static str) -> Result<&'a mut P, LoadError>
+    where
+        &'a mut P: TryFrom<&'a mut Program>,
+    {
+        self.ebpf.program_mut(program).and_then(|p| p.try_into().ok()).ok_or(LoadError::Program { program })
+    }
+}
