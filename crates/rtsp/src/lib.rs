@@ -12,6 +12,8 @@ pub mod auth;
 pub mod client;
 pub mod conn;
 pub mod demux;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod headers;
 pub mod message;
 pub mod parse;

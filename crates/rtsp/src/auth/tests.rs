@@ -7,6 +7,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::message::Method;
 
+/// The zero of the tests' time.
+#[expect(clippy::disallowed_methods, reason = "an Instant cannot be made otherwise; only differences matter")]
+fn start() -> Instant {
+    Instant::now()
+}
+
 const URI: &str = "rtsp://h:8554/cam";
 
 fn realm(digest: DigestOffer) -> ServerAuth {
@@ -70,7 +76,7 @@ fn the_examples_of_rfc_7616_come_out() {
 /// RTSP-36, case 13.
 #[test]
 fn sha_256_is_offered_before_md5_and_basic_only_if_allowed() {
-    let now = Instant::now();
+    let now = start();
     let ask = |auth: &ServerAuth| {
         challenges(ConnAuth::new().verify(now, auth, request(&Method::Describe, URI, None), [7; 16]))
     };
@@ -88,7 +94,7 @@ fn sha_256_is_offered_before_md5_and_basic_only_if_allowed() {
 /// Our client against our server, for both digests; the uri forms of RTSP-37 and what they must not allow.
 #[test]
 fn every_uri_form_of_the_rule_is_accepted_and_no_other() {
-    let now = Instant::now();
+    let now = start();
     let setup = "rtsp://h:8554/cam?x=1/trackID=1";
     for (method, request_uri, digest_uri, wanted) in [
         (Method::Describe, "rtsp://h:8554/cam", "rtsp://h:8554/cam", true),
@@ -125,7 +131,7 @@ fn every_uri_form_of_the_rule_is_accepted_and_no_other() {
 
 #[test]
 fn a_digest_without_qop_is_accepted() {
-    let now = Instant::now();
+    let now = start();
     let auth = realm(DigestOffer::Md5);
     let mut server = ConnAuth::new();
     challenges(server.verify(now, &auth, request(&Method::Describe, URI, None), [3; 16]));
@@ -152,20 +158,20 @@ fn a_digest_without_qop_is_accepted() {
 /// RTSP-37: an old nonce is not a failure.
 #[test]
 fn an_expired_nonce_is_stale_and_the_client_goes_on_with_the_new_one() {
-    let start = Instant::now();
+    let t0 = start();
     let auth = realm(DigestOffer::Md5);
     let mut server = ConnAuth::new();
     let mut client = ClientAuth::new(Some(auth.accounts[0].clone()), BasicPolicy::Refuse);
-    let first = challenges(server.verify(start, &auth, request(&Method::Describe, URI, None), [1; 16]));
+    let first = challenges(server.verify(t0, &auth, request(&Method::Describe, URI, None), [1; 16]));
     client.handle_unauthorized(first.iter().map(String::as_str)).unwrap();
     let mut ask = |client: &mut ClientAuth, at, nonce| {
         let value = client.authorization(&Method::Describe, URI, [5; 8]).unwrap();
         server.verify(at, &auth, request(&Method::Describe, URI, Some(&value)), nonce)
     };
-    let fresh = start + NONCE_LIFETIME.saturating_sub(Duration::from_millis(1));
+    let fresh = t0 + NONCE_LIFETIME.saturating_sub(Duration::from_millis(1));
     assert!(matches!(ask(&mut client, fresh, [2; 16]), Verdict::Granted { .. }));
     client.handle_success();
-    let expired = start + NONCE_LIFETIME;
+    let expired = t0 + NONCE_LIFETIME;
     match ask(&mut client, expired, [2; 16]) {
         Verdict::Unauthorized { challenges, failed: None, close: false } => {
             assert!(challenges[0].contains("stale=true") && challenges[0].contains("0202"), "{challenges:?}");
@@ -179,7 +185,7 @@ fn an_expired_nonce_is_stale_and_the_client_goes_on_with_the_new_one() {
 /// Section 10: three failures, then close. A nonce of another connection with a right digest is stale.
 #[test]
 fn the_third_wrong_password_closes_the_connection() {
-    let now = Instant::now();
+    let now = start();
     let auth = realm(DigestOffer::Md5);
     let mut server = ConnAuth::new();
     let mut attempt = |user: &str, password: &str| {
@@ -212,7 +218,7 @@ fn the_third_wrong_password_closes_the_connection() {
 
 #[test]
 fn basic_is_accepted_only_where_it_is_allowed() {
-    let now = Instant::now();
+    let now = start();
     let value = format!("Basic {}", STANDARD.encode("viewer:s3cret"));
     let ask = |basic, value: &str| {
         let auth = ServerAuth { basic, ..realm(DigestOffer::Md5) };
@@ -276,29 +282,29 @@ fn a_source_that_refuses_the_credentials_is_believed() {
 /// SEC-13.
 #[test]
 fn the_eleventh_failure_in_a_minute_waits() {
-    let start = Instant::now();
+    let t0 = start();
     let mut limiter = FailureLimiter::new();
     let (here, there) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
     for _ in 0..MAX_FAILURES_PER_MINUTE {
-        assert_eq!(limiter.check(start, here, "u"), Ok(()));
-        limiter.record_failure(start, here, "u");
+        assert_eq!(limiter.check(t0, here, "u"), Ok(()));
+        limiter.record_failure(t0, here, "u");
     }
-    let later = start + Duration::from_secs(20);
+    let later = t0 + Duration::from_secs(20);
     assert_eq!(limiter.check(later, here, "u"), Err(Duration::from_secs(40)));
     assert_eq!(limiter.check(later, "::ffff:10.0.0.1".parse().unwrap(), "u"), Err(Duration::from_secs(40)));
     assert_eq!(limiter.check(later, here, "v"), Ok(()));
     assert_eq!(limiter.check(later, there, "u"), Ok(()));
-    assert_eq!(limiter.check(start + Duration::from_mins(1), here, "u"), Ok(()));
-    limiter.record_failure(start + Duration::from_mins(1), here, "u");
-    assert_eq!(limiter.check(start + Duration::from_mins(1), here, "u"), Ok(()));
+    assert_eq!(limiter.check(t0 + Duration::from_mins(1), here, "u"), Ok(()));
+    limiter.record_failure(t0 + Duration::from_mins(1), here, "u");
+    assert_eq!(limiter.check(t0 + Duration::from_mins(1), here, "u"), Ok(()));
 }
 
 #[test]
 fn the_limiter_does_not_grow_with_the_number_of_guessers() {
-    let start = Instant::now();
+    let t0 = start();
     let mut limiter = FailureLimiter::new();
     for n in 0..6000u32 {
-        let at = start + Duration::from_millis(u64::from(n));
+        let at = t0 + Duration::from_millis(u64::from(n));
         limiter.record_failure(at, std::net::Ipv4Addr::from(n).into(), "u");
     }
     assert_eq!(limiter.len(), 4096);
@@ -333,7 +339,7 @@ proptest! {
     fn any_user_and_password_authenticate_and_no_other_do(
         user in "[^:\\p{Cc}]{1,12}", password in "\\PC{0,12}", wrong in "\\PC{0,12}", realm in "[^\\p{Cc}]{0,12}",
     ) {
-        let now = Instant::now();
+        let now = start();
         let right = Credentials::new(user.clone(), password.clone());
         for digest in [DigestOffer::Md5, DigestOffer::Sha256ThenMd5] {
             let auth = ServerAuth {
