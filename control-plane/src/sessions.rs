@@ -248,13 +248,11 @@ impl ControlPlane {
             return None;
         };
         let joined = values.fold(first.to_owned(), |all, value| format!("{all},{value}"));
-        match parse_transport(&joined) {
-            Ok(offers) => Some(offers),
-            Err(_) => {
-                self.answer_status(id, Status::BAD_REQUEST);
-                None
-            }
+        let offers = parse_transport(&joined).ok();
+        if offers.is_none() {
+            self.answer_status(id, Status::BAD_REQUEST);
         }
+        offers
     }
 
     /// The transport to answer with; a refusal is answered.

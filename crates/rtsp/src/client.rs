@@ -414,8 +414,7 @@ impl Client {
         let Some(value) = response.headers.get("Session") else { return };
         let Ok(header) = SessionHeader::parse(value) else { return };
         // A later answer that names none changes nothing.
-        let names_timeout = value.to_ascii_lowercase().contains("timeout");
-        self.keepalive.observe_timeout(names_timeout.then_some(header.timeout));
+        self.keepalive.observe_timeout(header.timeout);
         if self.session.is_none() {
             self.session = Some(header.id);
         }

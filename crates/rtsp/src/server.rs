@@ -39,7 +39,7 @@ pub fn session_id(request: &Request) -> Option<&str> {
 
 /// A session id of 128 random bits in `[0-9a-f]`: dashes and `$` confuse clients (RTSP-20).
 pub fn make_session_id(random: [u8; 16]) -> String {
-    random.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:032x}", u128::from_be_bytes(random))
 }
 
 /// What a session is for.

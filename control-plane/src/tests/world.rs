@@ -1,0 +1,644 @@
+//! A packet path, cameras and clients for the machine, all on virtual time.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use msm_graph::*;
+use msm_rtsp::auth::{BasicPolicy, ClientAuth, Credentials};
+use msm_rtsp::message::{Method, Request, Response, Status};
+use msm_rtsp::transport::parse_transport;
+
+use crate::ControlPlane;
+use crate::config::Config;
+use crate::event::{Action, ConnEnd, Entropy, Event, Now, OpError, OpToken};
+
+/// Bytes that differ and repeat from run to run.
+#[derive(Debug, Default)]
+struct Counter(u64);
+
+impl Entropy for Counter {
+    fn fill(&mut self, buf: &mut [u8]) {
+        for byte in buf {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (self.0 >> 33) as u8;
+        }
+    }
+}
+
+pub(super) const CAMERA_SDP: &str = "v=0\r\no=- 77 1 IN IP4 192.0.2.10\r\ns=Live\r\nc=IN IP4 192.0.2.10\r\nt=0 0\r\n\
+a=control:rtsp://192.0.2.10:8554/live/\r\n\
+m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:rtsp://192.0.2.10:8554/live/track1\r\n\
+m=audio 0 RTP/AVP 8\r\na=control:rtsp://192.0.2.10:8554/live/track2\r\n";
+
+/// A camera that answers requests.
+#[derive(Debug)]
+pub(super) struct Camera {
+    pub(super) up: bool,
+    /// Connects, then says nothing.
+    pub(super) mute: bool,
+    /// `461` to UDP.
+    pub(super) tcp_only: bool,
+    /// Plays, but its UDP packets do not arrive.
+    pub(super) udp_blocked: bool,
+    pub(super) sdp: String,
+    pub(super) public: &'static str,
+    /// `Session` header of SETUP answers, by count of SETUPs.
+    pub(super) session: fn(usize) -> Option<String>,
+    pub(super) challenge: Option<&'static str>,
+    /// The next request with a session gets `454`.
+    pub(super) forget_session: bool,
+    pub(super) requests: Vec<Request>,
+    pub(super) dials: usize,
+    pub(super) open: Vec<ConnId>,
+    setups: usize,
+}
+
+impl Default for Camera {
+    fn default() -> Self {
+        Self {
+            up: true,
+            mute: false,
+            tcp_only: false,
+            udp_blocked: false,
+            sdp: CAMERA_SDP.to_owned(),
+            public: "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN",
+            session: |_| Some("cafe1234;timeout=60".to_owned()),
+            challenge: None,
+            forget_session: false,
+            requests: Vec::new(),
+            dials: 0,
+            open: Vec::new(),
+            setups: 0,
+        }
+    }
+}
+
+impl Camera {
+    pub(super) fn count(&self, method: &Method) -> usize {
+        self.requests.iter().filter(|r| r.method == *method).count()
+    }
+
+    fn answer(&mut self, request: &Request) -> Option<Response> {
+        self.requests.push(request.clone());
+        if self.mute {
+            return None;
+        }
+        let mut response = Response::new(Status::OK);
+        if let Some(challenge) = self.challenge
+            && !request.headers.get("Authorization").is_some_and(|v| v.contains("username=\"admin\""))
+        {
+            response = Response::new(Status::UNAUTHORIZED).with("WWW-Authenticate", challenge);
+            return Some(response.with("CSeq", request.cseq().unwrap().to_string()));
+        }
+        if request.headers.get("Session").is_some() && std::mem::take(&mut self.forget_session) {
+            response = Response::new(Status::SESSION_NOT_FOUND);
+            return Some(response.with("CSeq", request.cseq().unwrap().to_string()));
+        }
+        match request.method {
+            Method::Options => response = response.with("Public", self.public),
+            Method::Describe => {
+                response = response
+                    .with("Content-Base", "rtsp://192.0.2.10:8554/live/")
+                    .with_body("application/sdp", self.sdp.clone());
+            }
+            Method::Setup => {
+                let asked = request.headers.get("Transport").unwrap().to_owned();
+                let spec = parse_transport(&asked).unwrap().remove(0);
+                if spec.interleaved.is_none() && self.tcp_only {
+                    response = Response::new(Status::UNSUPPORTED_TRANSPORT);
+                } else {
+                    let answer = if spec.interleaved.is_some() {
+                        asked
+                    } else {
+                        format!("{asked};source=192.0.2.10;server_port=41041-41042;ssrc=11223344")
+                    };
+                    response = response.with("Transport", answer);
+                    if let Some(session) = (self.session)(self.setups) {
+                        response = response.with("Session", session);
+                    }
+                    self.setups += 1;
+                }
+            }
+            _ => {}
+        }
+        Some(response.with("CSeq", request.cseq().unwrap().to_string()))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    Disabled,
+    Armed,
+    Active,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct FakeLeg {
+    pub(super) spec: LegSpec,
+    pub(super) gate: Gate,
+}
+
+/// Everything around the machine.
+pub(super) struct World {
+    pub(super) control: ControlPlane,
+    pub(super) now: Instant,
+    start: Instant,
+    pub(super) cameras: HashMap<String, Camera>,
+    conn_camera: HashMap<ConnId, String>,
+    pub(super) rows: BTreeMap<StreamId, Row>,
+    pub(super) row_log: Vec<RowOp>,
+    pub(super) legs: HashMap<LegId, FakeLeg>,
+    pub(super) leg_log: Vec<LegOp>,
+    pub(super) replies: HashMap<ConnId, VecDeque<(Response, bool)>>,
+    pub(super) reply_log: Vec<Response>,
+    pub(super) closed: Vec<ConnId>,
+    pub(super) released: Vec<(ConnId, Vec<u8>)>,
+    pub(super) notes: Vec<crate::event::Note>,
+    pub(super) finished: bool,
+    pub(super) last_cseq: HashMap<ConnId, u32>,
+    waiting_arms: Vec<(OpToken, LegId, Instant)>,
+    flowing: std::collections::HashSet<StreamId>,
+    next_conn: u64,
+    next_port: u16,
+    /// Leg attachments fail with this.
+    pub(super) attach_error: Option<OpError>,
+    /// The packet path answers no row or leg operation while set.
+    pub(super) stalled: bool,
+}
+
+impl World {
+    pub(super) fn new(config: Config) -> Self {
+        let start = Instant::now_for_tests();
+        Self {
+            control: ControlPlane::new(config, Box::new(Counter::default())).unwrap(),
+            now: start,
+            start,
+            cameras: HashMap::new(),
+            conn_camera: HashMap::new(),
+            rows: BTreeMap::new(),
+            row_log: Vec::new(),
+            legs: HashMap::new(),
+            leg_log: Vec::new(),
+            replies: HashMap::new(),
+            reply_log: Vec::new(),
+            closed: Vec::new(),
+            released: Vec::new(),
+            notes: Vec::new(),
+            finished: false,
+            last_cseq: HashMap::new(),
+            waiting_arms: Vec::new(),
+            flowing: std::collections::HashSet::new(),
+            next_conn: 1,
+            next_port: 8062,
+            attach_error: None,
+            stalled: false,
+        }
+    }
+
+    /// One camera `cam` at `rtsp://192.0.2.10:8554/live`.
+    pub(super) fn with_camera() -> Self {
+        let mut world = Self::new(Config {
+            pulls: vec![crate::config::PullConfig::new("cam", "rtsp://192.0.2.10:8554/live")],
+            ..Config::default()
+        });
+        world.cameras.insert("192.0.2.10".to_owned(), Camera::default());
+        world
+    }
+
+    pub(super) fn camera(&mut self) -> &mut Camera {
+        self.cameras.get_mut("192.0.2.10").unwrap()
+    }
+
+    fn clock(&self) -> Now {
+        Now { instant: self.now, unix: Duration::from_secs(1_800_000_000) + (self.now - self.start) }
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        self.control.handle_event(self.clock(), event);
+        self.pump();
+    }
+
+    /// Lets time pass, waking the machine and the packet path when they want to.
+    pub(super) fn sleep(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let arm = self.waiting_arms.iter().map(|(_, _, at)| *at).min();
+            let next = [self.control.poll_timeout(), arm].into_iter().flatten().min();
+            let Some(at) = next.filter(|at| *at <= end) else { break };
+            self.now = self.now.max(at);
+            let due: Vec<_> =
+                self.waiting_arms.iter().filter(|(_, _, at)| *at <= self.now).copied().collect();
+            self.waiting_arms.retain(|(_, _, at)| *at > self.now);
+            for (token, _, _) in due {
+                self.event(Event::LegDone { token, result: Ok(LegState::Armed(Vec::new())) });
+            }
+            self.control.handle_timeout(self.clock());
+            self.pump();
+        }
+        self.now = end;
+    }
+
+    pub(super) fn connect(&mut self, peer: &str) -> ConnId {
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        let peer: SocketAddr = peer.parse().unwrap();
+        let local = if peer.is_ipv4() { "198.51.100.1:8554" } else { "[2001:db8::1]:8554" };
+        self.event(Event::Accepted { conn, peer, local: local.parse().unwrap() });
+        conn
+    }
+
+    pub(super) fn hang_up(&mut self, conn: ConnId) {
+        self.event(Event::Closed { conn, end: ConnEnd::Peer });
+    }
+
+    /// Sends without waiting; returns the CSeq.
+    pub(super) fn send(&mut self, conn: ConnId, method: Method, uri: &str, headers: &[(&str, &str)]) -> u32 {
+        self.send_body(conn, method, uri, headers, "")
+    }
+
+    pub(super) fn send_body(
+        &mut self,
+        conn: ConnId,
+        method: Method,
+        uri: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> u32 {
+        let cseq = self.last_cseq.entry(conn).or_default();
+        *cseq += 1;
+        let cseq = *cseq;
+        let mut request = Request::new(method, uri).with("CSeq", cseq.to_string());
+        for (name, value) in headers {
+            request = request.with(name, *value);
+        }
+        request.body = bytes::Bytes::from(body.to_owned());
+        self.event(Event::Request { conn, request });
+        cseq
+    }
+
+    /// The next reply on a connection, if there is one.
+    pub(super) fn reply(&mut self, conn: ConnId) -> Option<Response> {
+        self.replies.get_mut(&conn)?.pop_front().map(|(response, _)| response)
+    }
+
+    /// Sends and takes the answer, which must be there without any time passing.
+    pub(super) fn ask(
+        &mut self,
+        conn: ConnId,
+        method: Method,
+        uri: &str,
+        headers: &[(&str, &str)],
+    ) -> Response {
+        let name = method.to_string();
+        let cseq = self.send(conn, method, uri, headers);
+        let response = self.reply(conn).unwrap_or_else(|| panic!("no answer to {name} {uri}"));
+        assert_eq!(response.cseq(), Some(cseq), "answer to {name}");
+        response
+    }
+
+    pub(super) fn ask_status(
+        &mut self,
+        conn: ConnId,
+        method: Method,
+        uri: &str,
+        headers: &[(&str, &str)],
+    ) -> u16 {
+        self.ask(conn, method, uri, headers).status.0
+    }
+
+    /// Packets of a stream arrive from now on.
+    pub(super) fn flow(&mut self, stream: StreamId) {
+        if !self.flowing.insert(stream) {
+            return;
+        }
+        let tracks: Vec<_> = self.rows[&stream].inputs.iter().map(|input| input.track).collect();
+        for track in tracks {
+            self.control.handle_event(self.clock(), Event::Report(Report::InputActive { stream, track }));
+        }
+        let open: Vec<_> = self
+            .waiting_arms
+            .iter()
+            .filter(|(_, leg, _)| self.legs.get(leg).is_some_and(|l| l.spec.stream == stream))
+            .copied()
+            .collect();
+        self.waiting_arms.retain(|arm| !open.contains(arm));
+        for (token, leg, _) in open {
+            let starts = self.open_gate(leg);
+            self.control.handle_event(self.clock(), Event::LegDone { token, result: Ok(starts) });
+        }
+        self.pump();
+    }
+
+    /// Nothing arrives any more; the packet path says so every 3 s.
+    pub(super) fn fall_silent(&mut self, stream: StreamId, seconds: u64) {
+        self.flowing.remove(&stream);
+        for n in 1..=seconds / 3 {
+            self.sleep(Duration::from_secs(3));
+            if self.flowing.contains(&stream) {
+                return;
+            }
+            let silent_for = Duration::from_secs(3 * n);
+            self.event(Event::Report(Report::InputSilent { stream, silent_for, ever: true }));
+        }
+    }
+
+    fn open_gate(&mut self, leg: LegId) -> LegState {
+        let leg = self.legs.get_mut(&leg).unwrap();
+        leg.gate = Gate::Active;
+        LegState::Armed(
+            leg.spec
+                .tracks
+                .iter()
+                .map(|track| LegStart {
+                    track: track.track,
+                    seq: 100 + u16::from(track.track.0),
+                    rtptime: 9000 + u32::from(track.track.0),
+                    ssrc: 7,
+                })
+                .collect(),
+        )
+    }
+
+    pub(super) fn pump(&mut self) {
+        let mut now_flowing = Vec::new();
+        while let Some(action) = self.control.poll_action() {
+            match action {
+                Action::Reply { conn, response, close } => {
+                    self.reply_log.push(response.clone());
+                    self.replies.entry(conn).or_default().push_back((response, close));
+                }
+                Action::ReleaseMedia { conn, channels } => self.released.push((conn, channels)),
+                Action::Session { .. } => {}
+                Action::Dial { conn, host, .. } => self.dial(conn, &host),
+                Action::Send { conn, request } => {
+                    let host = self.conn_camera.get(&conn).expect("a request on an open connection").clone();
+                    let camera = self.cameras.get_mut(&host).unwrap();
+                    let is_play = request.method == Method::Play;
+                    let is_last = request.method == Method::Teardown;
+                    let answer = camera.answer(&request);
+                    let blocked = camera.udp_blocked;
+                    if let Some(response) = answer {
+                        let is_ok = response.status == Status::OK;
+                        self.control.handle_event(self.clock(), Event::Response { conn, response });
+                        if is_play && is_ok {
+                            now_flowing.push((host, blocked));
+                        }
+                    }
+                    if is_last {
+                        self.flowing.clear();
+                    }
+                }
+                Action::Close { conn } => {
+                    self.closed.push(conn);
+                    if let Some(host) = self.conn_camera.remove(&conn) {
+                        self.cameras.get_mut(&host).unwrap().open.retain(|c| *c != conn);
+                    }
+                    self.control.handle_event(self.clock(), Event::Closed { conn, end: ConnEnd::Asked });
+                }
+                Action::Row { token, op } => self.row(token, op),
+                Action::Leg { token, op } => self.leg(token, op),
+                Action::Note(note) => self.notes.push(note),
+                Action::Finished => self.finished = true,
+            }
+        }
+        for (host, blocked) in now_flowing {
+            let streams: Vec<_> = self
+                .rows
+                .values()
+                .filter(|row| !row.inputs.is_empty() && self.is_from(row, &host))
+                .filter(|row| !blocked || !matches!(row.inputs[0].encap, Encap::Udp { .. }))
+                .map(|row| row.stream)
+                .collect();
+            for stream in streams {
+                self.flow(stream);
+            }
+        }
+    }
+
+    fn is_from(&self, row: &Row, host: &str) -> bool {
+        row.inputs.iter().any(|input| match &input.encap {
+            Encap::Udp { peer, .. } => peer.to_string() == host,
+            Encap::Interleaved { conn, .. } => self.conn_camera.get(conn).is_some_and(|h| h == host),
+        })
+    }
+
+    fn dial(&mut self, conn: ConnId, host: &str) {
+        let camera = self.cameras.get_mut(host).expect("a known camera");
+        camera.dials += 1;
+        let result = if camera.up {
+            camera.open.push(conn);
+            self.conn_camera.insert(conn, host.to_owned());
+            Ok(("198.51.100.1:50000".parse().unwrap(), format!("{host}:8554").parse().unwrap()))
+        } else {
+            Err("connection refused".to_owned())
+        };
+        self.control.handle_event(self.clock(), Event::Dialled { conn, result });
+    }
+
+    /// The camera's process dies: its connections are reset, its packets stop.
+    pub(super) fn kill_camera(&mut self) {
+        let camera = self.camera();
+        camera.up = false;
+        let open = std::mem::take(&mut camera.open);
+        self.flowing.clear();
+        for conn in open {
+            self.conn_camera.remove(&conn);
+            self.event(Event::Closed { conn, end: ConnEnd::Peer });
+        }
+    }
+
+    fn row(&mut self, token: OpToken, op: RowOp) {
+        self.row_log.push(op.clone());
+        if self.stalled {
+            return;
+        }
+        let state = match op {
+            RowOp::Upsert(_, row) => {
+                let inputs = row
+                    .inputs
+                    .iter()
+                    .map(|input| InputState {
+                        track: input.track,
+                        local: matches!(input.encap, Encap::Udp { .. }).then(|| {
+                            let rtp = self.next_port;
+                            self.next_port += 2;
+                            PortPair { rtp, rtcp: rtp + 1 }
+                        }),
+                    })
+                    .collect();
+                if row.inputs.is_empty() {
+                    self.flowing.remove(&row.stream);
+                }
+                self.rows.insert(row.stream, row);
+                RowState { inputs }
+            }
+            RowOp::Remove(_, stream) => {
+                self.rows.remove(&stream);
+                self.flowing.remove(&stream);
+                self.legs.retain(|_, leg| leg.spec.stream != stream);
+                RowState::default()
+            }
+        };
+        self.control.handle_event(self.clock(), Event::RowDone { token, result: Ok(state) });
+    }
+
+    fn leg(&mut self, token: OpToken, op: LegOp) {
+        self.leg_log.push(op.clone());
+        if self.stalled {
+            return;
+        }
+        let result = match op {
+            LegOp::Attach(spec) => match self.attach_error.clone() {
+                Some(error) => Err(error),
+                None if !self.rows.contains_key(&spec.stream) => Err(OpError::NotFound("stream".to_owned())),
+                None => {
+                    let tracks = spec
+                        .tracks
+                        .iter()
+                        .map(|track| LegTrackState {
+                            track: track.track,
+                            local: matches!(track.encap, LegEncap::Udp { .. })
+                                .then_some(PortPair { rtp: 8060, rtcp: 8061 }),
+                            ssrc: None,
+                        })
+                        .collect();
+                    let gate = self.legs.get(&spec.leg).map_or(Gate::Disabled, |leg| leg.gate);
+                    self.legs.insert(spec.leg, FakeLeg { spec, gate });
+                    Ok(LegState::Attached(tracks))
+                }
+            },
+            LegOp::Arm { leg, wait_millis } => match self.legs.get_mut(&leg) {
+                None => Err(OpError::NotFound("leg".to_owned())),
+                Some(fake) if self.flowing.contains(&fake.spec.stream) => Ok(self.open_gate(leg)),
+                Some(fake) => {
+                    fake.gate = Gate::Armed;
+                    self.waiting_arms.push((
+                        token,
+                        leg,
+                        self.now + Duration::from_millis(wait_millis.into()),
+                    ));
+                    return;
+                }
+            },
+            LegOp::Pause { leg } => match self.legs.get_mut(&leg) {
+                None => Err(OpError::NotFound("leg".to_owned())),
+                Some(fake) => {
+                    fake.gate = Gate::Disabled;
+                    let held: Vec<_> =
+                        self.waiting_arms.iter().filter(|(_, l, _)| *l == leg).copied().collect();
+                    self.waiting_arms.retain(|(_, l, _)| *l != leg);
+                    for (token, ..) in held {
+                        let result = Ok(LegState::Armed(Vec::new()));
+                        self.control.handle_event(self.clock(), Event::LegDone { token, result });
+                    }
+                    Ok(LegState::Paused)
+                }
+            },
+            LegOp::Detach { leg, .. } => match self.legs.remove(&leg) {
+                Some(_) => {
+                    let held: Vec<_> =
+                        self.waiting_arms.iter().filter(|(_, l, _)| *l == leg).copied().collect();
+                    self.waiting_arms.retain(|(_, l, _)| *l != leg);
+                    for (token, ..) in held {
+                        let result = Err(OpError::NotFound("leg".to_owned()));
+                        self.control.handle_event(self.clock(), Event::LegDone { token, result });
+                    }
+                    Ok(LegState::Detached)
+                }
+                None => Err(OpError::NotFound("leg".to_owned())),
+            },
+        };
+        self.control.handle_event(self.clock(), Event::LegDone { token, result });
+    }
+
+    /// The only stream there is.
+    pub(super) fn stream(&self) -> StreamId {
+        *self.rows.keys().next().expect("a row")
+    }
+
+    pub(super) fn has_note(&self, event: &str) -> bool {
+        self.notes.iter().any(|note| note.event == event)
+    }
+}
+
+/// A viewer of `rtsp://proxy:8554/<name>`.
+#[derive(Debug, Clone)]
+pub(super) struct Viewer {
+    pub(super) conn: ConnId,
+    pub(super) url: String,
+    pub(super) session: String,
+    pub(super) setups: Vec<Response>,
+    pub(super) play: Response,
+}
+
+pub(super) const UDP: [&str; 2] =
+    ["RTP/AVP;unicast;client_port=5000-5001", "RTP/AVP;unicast;client_port=5002-5003"];
+pub(super) const TCP: [&str; 2] =
+    ["RTP/AVP/TCP;unicast;interleaved=0-1", "RTP/AVP/TCP;unicast;interleaved=2-3"];
+
+impl World {
+    /// DESCRIBE, two SETUPs and PLAY, all answered at once.
+    pub(super) fn view(&mut self, name: &str, peer: &str, transport: [&str; 2]) -> Viewer {
+        let mut viewer = self.prepare(name, peer, transport);
+        viewer.play = self.ask(viewer.conn, Method::Play, &viewer.url, &[("Session", &viewer.session)]);
+        assert_eq!(viewer.play.status, Status::OK, "PLAY {name}");
+        viewer
+    }
+
+    /// DESCRIBE and two SETUPs.
+    pub(super) fn prepare(&mut self, name: &str, peer: &str, transport: [&str; 2]) -> Viewer {
+        let conn = self.connect(peer);
+        let url = format!("rtsp://proxy:8554/{name}");
+        let response = self.ask(conn, Method::Describe, &url, &[("Accept", "application/sdp")]);
+        assert_eq!(response.status, Status::OK, "DESCRIBE {name}");
+        let mut session = String::new();
+        let mut setups = Vec::new();
+        for (n, transport) in transport.iter().enumerate() {
+            let track = format!("{url}/trackID={n}");
+            let mut headers = vec![("Transport", *transport)];
+            if n > 0 {
+                headers.push(("Session", &session));
+            }
+            let response = self.ask(conn, Method::Setup, &track, &headers);
+            assert_eq!(response.status, Status::OK, "SETUP {track}");
+            let header = response.headers.get("Session").unwrap();
+            let id = header.split(';').next().unwrap().to_owned();
+            session = id;
+            setups.push(response);
+        }
+        Viewer { conn, url, session, setups, play: Response::new(Status::OK) }
+    }
+
+    pub(super) fn in_session(&mut self, viewer: &Viewer, method: Method) -> Response {
+        self.ask(viewer.conn, method, &viewer.url, &[("Session", &viewer.session)])
+    }
+}
+
+/// An `Authorization` for the challenges of a response.
+pub(super) fn authorize(
+    response: &Response,
+    user: &str,
+    password: &str,
+    method: &Method,
+    uri: &str,
+) -> String {
+    let mut auth = ClientAuth::new(Some(Credentials::new(user, password)), BasicPolicy::Refuse);
+    auth.handle_unauthorized(response.headers.get_all("WWW-Authenticate")).unwrap();
+    auth.authorization(method, uri, [7; 8]).unwrap()
+}
+
+/// The one place where the tests take a point in time; everything else is relative to it.
+trait NowForTests {
+    fn now_for_tests() -> Instant;
+}
+
+impl NowForTests for Instant {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an Instant has no other constructor; only differences matter"
+    )]
+    fn now_for_tests() -> Instant {
+        Instant::now()
+    }
+}
