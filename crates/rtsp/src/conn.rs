@@ -597,7 +597,8 @@ impl Conn {
             if slots.len() < parts.clone().count() {
                 return false;
             }
-            for (slot, part) in slots.by_ref().zip(parts) {
+            // Parts lead: zip asks its first iterator first, and must not take a slot in vain.
+            for (part, slot) in parts.zip(slots.by_ref()) {
                 *slot = IoSlice::new(part);
                 filled += 1;
             }

@@ -459,6 +459,21 @@ fn stalled_and_trickling_reader_gets_whole_frames_only() {
     }));
 }
 
+#[test]
+fn every_offered_slice_holds_bytes() {
+    let mut rig = Rig::new(Role::Server);
+    rig.feed(options(1));
+    rig.reply(1);
+    rig.rtcp(1, b"sr");
+    for _ in 0..4 {
+        rig.conn.push_rtp(0, &[1; 12], Bytes::from_static(b"payload"), rig.now);
+    }
+    let mut slices = [IoSlice::new(&[]); 8];
+    // One answer, a report in two slices, two packets in two slices each; a half packet is not offered.
+    assert_eq!(rig.conn.poll_transmit(rig.now, &mut slices), 7);
+    assert!(slices[..7].iter().all(|slice| !slice.is_empty()) && slices[7].is_empty());
+}
+
 /// A frame that was offered to the socket stays where it is, whatever happens before `advance`.
 #[test]
 fn offered_frames_survive_what_happens_before_advance() {
