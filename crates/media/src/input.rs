@@ -312,10 +312,8 @@ impl TrackInput {
         if reason == DropReason::Ssrc && self.switched_at.is_some_and(soon) {
             return Err(reason);
         }
-        let confirmed = self.suspect.as_ref().is_some_and(|first| {
-            let head = Head { ext: 0, ts: first.ts, at: first.at };
-            first.ssrc == ssrc && first.seq.wrapping_add(1) == seq && !self.time_jump(now, ts, &head)
-        });
+        let confirmed =
+            self.suspect.as_ref().is_some_and(|first| first.ssrc == ssrc && first.seq.wrapping_add(1) == seq);
         if !confirmed {
             self.forget_suspect(batch);
             let payload = payload_of(&view);

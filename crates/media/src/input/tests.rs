@@ -137,6 +137,20 @@ fn a_jump_of_sequence_or_time_needs_two_packets_in_a_row() {
 }
 
 #[test]
+fn a_source_whose_timestamps_make_no_sense_still_gets_through() {
+    let mut rig = Rig::new(Codec::Other);
+    let mut source = source();
+    let mut admitted = 0;
+    for i in 0..100_u32 {
+        rig.tick(40);
+        source.ts = i.wrapping_mul(0x9e37_79b9);
+        rig.receive(&[source.packet(b"x")]);
+        admitted += rig.batch.arrivals().len();
+    }
+    assert!(admitted >= 99, "{admitted} of 100; jumps in a row are restarts (RTP-7), not loss");
+}
+
+#[test]
 fn an_interruption_of_the_network_is_no_restart() {
     let mut rig = Rig::new(Codec::Other);
     let mut source = source();
@@ -265,6 +279,17 @@ fn a_sender_report_may_come_before_the_first_packet() {
     rig.receive(&[source.frame(b"x")]);
     assert!(rig.input.take_down(), "Reolink reports before the PLAY reply");
     assert_eq!(rig.input.down(), Some(early.as_slice()));
+}
+
+#[test]
+fn an_early_sender_report_of_another_ssrc_is_forgotten() {
+    let mut rig = Rig::new(Codec::Other);
+    let other = Source { ssrc: 0x4444, seq: 0, ts: 0 };
+    let now = rig.now;
+    rig.input.handle_rtcp(now, &other.sender_report(5)).unwrap();
+    rig.receive(&[source().frame(b"x")]);
+    assert!(!rig.input.take_down());
+    assert_eq!(rig.input.down(), None);
 }
 
 #[test]

@@ -58,6 +58,12 @@ fn round_trip_is_the_time_since_the_report_left_minus_the_viewers_delay() {
     );
     assert_eq!(sent.round_trip(0, 0, now), None);
     assert_eq!(sent.round_trip(0xdead_beef, 0, now), None, "a report that was never sent");
+    sent.note(0xaaaa_bbbb, now + ms(1_000));
+    assert_eq!(
+        sent.round_trip(0xaaaa_bbbb, 0, now + ms(1_030)),
+        Some(ms(30)),
+        "a report that was sent again counts from its last time"
+    );
     for lsr in 1..=4 {
         sent.note(lsr, now);
     }
