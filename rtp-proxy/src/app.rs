@@ -26,6 +26,7 @@ use crate::banner;
 use crate::bind::{self, BindError};
 use crate::config::Config;
 use crate::front;
+use crate::kernel;
 use crate::standalone::{OsEntropy, Standalone};
 use crate::stats::Snapshot;
 use crate::status;
@@ -44,7 +45,7 @@ const BATCH: usize = 64;
 const LOOP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Stream states in `msm_streams`, present from the start.
-const STREAM_STATES: [&str; 4] = ["idle", "opening", "active", "away"];
+const STREAM_STATES: [&str; 4] = ["announced", "active", "silent", "ended"];
 
 /// What ends the process.
 #[derive(Debug)]
@@ -62,8 +63,8 @@ pub struct Addresses {
     pub rtsp: SocketAddr,
     /// Admin.
     pub admin: SocketAddr,
-    /// UDP ports towards viewers.
-    pub players: PortPair,
+    /// UDP ports towards viewers; `None` where no address has UDP.
+    pub players: Option<PortPair>,
 }
 
 /// Why the proxy could not start.
@@ -85,7 +86,7 @@ pub enum AppError {
 
 /// Name, version, and whether the kernel programs are in this binary.
 pub fn version() -> String {
-    let kernel = if crate::kernel::OBJECT.is_some() { "embedded" } else { "not embedded (user path only)" };
+    let kernel = if kernel::OBJECT.is_some() { "embedded" } else { "not embedded (user path only)" };
     format!("rtp-proxy {} ({COMMIT}), kernel programs {kernel}", env!("CARGO_PKG_VERSION"))
 }
 
@@ -100,7 +101,8 @@ const COMMIT: &str = match option_env!("MSM_COMMIT") {
 /// # Errors
 /// What kept it from starting. Once it runs it ends with `Ok`.
 pub fn run(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<(), AppError> {
-    raise_descriptor_limit();
+    let mut config = config;
+    config.warnings.extend(raise_descriptor_limit(config.max_connections));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = LocalSet::new().block_on(&runtime, serve(config, stop, ready));
     // Connections to cameras that are still being resolved are not waited for.
@@ -250,14 +252,22 @@ fn worker_config(config: &Config) -> WorkerConfig {
     }
 }
 
-/// A thousand viewers need more than the 1,024 descriptors that most systems start with.
-fn raise_descriptor_limit() {
+/// Descriptors beside those of connections: sockets of media, the admin listener, logs.
+const OTHER_DESCRIPTORS: u64 = 512;
+
+/// A thousand viewers need more than the 1,024 descriptors that most systems start with. Returns what an
+/// operator should change if the system allows fewer than `connections` need.
+fn raise_descriptor_limit(connections: usize) -> Option<String> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard));
-    if let Err(error) = raised {
-        warn!(event = "config.warning", "cannot raise the limit of open files: {error}");
+    let wanted = connections as u64 + OTHER_DESCRIPTORS;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    if soft >= wanted || (hard >= wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok()) {
+        return None;
     }
+    let got = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    Some(format!(
+        "open files are limited to {got}, {connections} connections need {wanted}; run: ulimit -n {wanted}"
+    ))
 }
 
 /// What ends the process, as something that can be awaited again and again.

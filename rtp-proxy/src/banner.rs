@@ -56,8 +56,10 @@ pub fn lines(config: &Config, addresses: &Addresses, local: &[IpAddr]) -> Vec<Li
     }
     let urls = hosts.iter().map(|host| format!("rtsp://{host}/NAME")).collect::<Vec<_>>();
     lines.push(Line::Info(format!("any path can be published to and played: {}", urls.join("  "))));
-    let players = addresses.players;
-    lines.push(Line::Info(format!("media over UDP leaves from ports {} and {}", players.rtp, players.rtcp)));
+    if let Some(players) = addresses.players {
+        let text = format!("media over UDP leaves from ports {} and {}", players.rtp, players.rtcp);
+        lines.push(Line::Info(text));
+    }
     lines.push(Line::Info(format!(
         "http://{}/v1/streams and http://{}/metrics for this host only",
         addresses.admin, addresses.admin
@@ -86,7 +88,7 @@ mod tests {
         Addresses {
             rtsp: rtsp.parse().unwrap(),
             admin: "127.0.0.1:8081".parse().unwrap(),
-            players: PortPair { rtp: 8060, rtcp: 8061 },
+            players: Some(PortPair { rtp: 8060, rtcp: 8061 }),
         }
     }
 

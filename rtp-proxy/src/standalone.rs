@@ -3,7 +3,7 @@
 //! The only caller of the seam in this process. Decides nothing about sessions or streams.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -55,7 +55,8 @@ impl Entropy for OsEntropy {
 #[derive(Debug)]
 struct Open {
     handle: ConnHandle,
-    accepted: bool,
+    /// Peer of an accepted connection; `None` for one that we dialled.
+    peer: Option<IpAddr>,
     /// Methods of requests that wait for their answer, oldest first.
     waiting: VecDeque<&'static str>,
 }
@@ -68,7 +69,8 @@ pub struct Standalone {
     limits: ConnLimits,
     max_connections: usize,
     open: HashMap<ConnId, Open>,
-    accepted: usize,
+    /// Accepted connections by peer.
+    accepted: HashMap<IpAddr, usize>,
     next_conn: u64,
     dialling: HashMap<ConnId, AbortHandle>,
     results: mpsc::Sender<Done>,
@@ -95,7 +97,7 @@ impl Standalone {
             limits,
             max_connections,
             open: HashMap::new(),
-            accepted: 0,
+            accepted: HashMap::new(),
             next_conn: 1,
             dialling: HashMap::new(),
             results,
@@ -120,15 +122,21 @@ impl Standalone {
     /// Somebody connected.
     pub fn handle_accepted(&mut self, accepted: Accepted) {
         let Accepted { stream, peer, local } = accepted;
-        if self.accepted >= self.max_connections {
+        let of_peer = self.accepted.get(&peer.ip()).copied().unwrap_or_default();
+        if self.accepted.values().sum::<usize>() >= self.max_connections {
             self.reject(peer, "connections");
+            return;
+        }
+        // One address never takes every place.
+        if of_peer >= self.max_connections.div_ceil(2) {
+            self.reject(peer, "connections_of_address");
             return;
         }
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
-        self.accepted += 1;
+        self.accepted.insert(peer.ip(), of_peer + 1);
         let handle = self.installer.spawn_conn(stream, conn, Role::Server, self.limits.clone());
-        self.open.insert(conn, Open { handle, accepted: true, waiting: VecDeque::new() });
+        self.open.insert(conn, Open { handle, peer: Some(peer.ip()), waiting: VecDeque::new() });
         self.handle(Event::Accepted { conn, peer, local });
     }
 
@@ -144,8 +152,13 @@ impl Standalone {
             UserEvent::Response { conn, response } => self.handle(Event::Response { conn, response }),
             UserEvent::Closed { conn, end } => {
                 self.installer.forget_conn(conn);
-                if self.open.remove(&conn).is_some_and(|open| open.accepted) {
-                    self.accepted -= 1;
+                if let Some(peer) = self.open.remove(&conn).and_then(|open| open.peer)
+                    && let Some(of_peer) = self.accepted.get_mut(&peer)
+                {
+                    *of_peer -= 1;
+                    if *of_peer == 0 {
+                        self.accepted.remove(&peer);
+                    }
                 }
                 self.handle(Event::Closed { conn, end });
             }
@@ -167,7 +180,7 @@ impl Standalone {
                     let ends = stream.local_addr().and_then(|local| Ok((local, stream.peer_addr()?)));
                     let (local, peer) = ends.map_err(|error| error.to_string())?;
                     let handle = self.installer.spawn_conn(stream, conn, Role::Client, self.limits.clone());
-                    self.open.insert(conn, Open { handle, accepted: false, waiting: VecDeque::new() });
+                    self.open.insert(conn, Open { handle, peer: None, waiting: VecDeque::new() });
                     Ok((canonical(local), canonical(peer)))
                 });
                 self.handle(Event::Dialled { conn, result });
@@ -284,13 +297,13 @@ impl Standalone {
             self.metrics.observe_join(field("warm") == Some("true"), Duration::from_millis(millis));
         }
         let about = field("peer").map(|peer| peer.rsplit_once(':').map_or(peer, |(ip, _)| ip));
-        let about = about.or_else(|| field("stream_id")).or_else(|| field("stream")).unwrap_or_default();
+        let about = about.or_else(|| field("stream_id")).or_else(|| field("name")).unwrap_or_default();
         let Some(suppressed) = self.lines.admit(Instant::now(), (note.event, about.to_owned())) else {
             return;
         };
         let suppressed = (suppressed > 0).then_some(suppressed);
         let shown = |name: &str| field(name).map(|value| escape(&redact(value)).to_string());
-        let named = ["stream_id", "stream", "session_id", "peer", "reason"];
+        let named = ["stream_id", "name", "session_id", "peer", "reason"];
         let rest: Vec<_> = note.fields.iter().filter(|(name, _)| !named.contains(name)).collect();
         let detail = rest.iter().map(|(n, v)| format!("{n}={}", escape(&redact(v)))).collect::<Vec<_>>();
         let detail = (!detail.is_empty()).then(|| detail.join(" "));
@@ -299,7 +312,7 @@ impl Standalone {
                 $level!(
                     event = note.event,
                     stream_id = shown("stream_id"),
-                    stream = shown("stream"),
+                    name = shown("name"),
                     session_id = shown("session_id"),
                     peer = shown("peer"),
                     reason = shown("reason"),

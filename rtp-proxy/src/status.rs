@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use msm_control_plane::StreamStatus;
+use msm_control_plane::status::StreamStatus;
 use msm_graph::StreamId;
 use msm_runtime::metrics::{RtpTotals, Sample, StreamSample};
 use serde::Serialize;
@@ -30,7 +30,7 @@ pub struct Stream {
     /// What it is doing, from a closed set.
     pub state: &'static str,
     /// Where its media comes from.
-    pub source: Option<Source>,
+    pub source: Source,
     /// Tracks in SDP order; empty until they are known.
     pub tracks: Vec<Track>,
     /// Viewers.
@@ -122,11 +122,11 @@ fn data_of<'a>(by_id: &HashMap<StreamId, &'a StreamStats>, status: &StreamStatus
 
 fn stream(status: &StreamStatus, data: Option<&StreamStats>) -> Stream {
     let tracks = data.map(|data| data.tracks.as_slice()).unwrap_or_default();
-    let source = status.source.as_ref().map(|source| Source {
-        kind: source.kind,
-        transport: source.transport.or_else(|| tracks.iter().find_map(|track| track.transport)),
-        peer: source.peer.map(|peer| peer.to_string()),
-    });
+    let source = Source {
+        kind: status.source.kind,
+        transport: status.source.transport.or_else(|| tracks.iter().find_map(|track| track.transport)),
+        peer: status.source.peer.map(|peer| peer.to_string()),
+    };
     Stream {
         name: status.name.clone(),
         state: status.state,

@@ -97,7 +97,7 @@ pub struct Raw {
     /// [default: 5s]
     #[arg(verbatim_doc_comment, long, value_name = "TIME", help_heading = "Sessions")]
     pub linger: Option<String>,
-    /// Most RTSP connections at once; further ones are closed
+    /// Most RTSP connections at once, half of them from one address; further ones are closed
     /// [default: 4096]
     #[arg(verbatim_doc_comment, long, value_name = "NUMBER", help_heading = "Sessions")]
     pub max_connections: Option<String>,

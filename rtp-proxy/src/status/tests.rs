@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use msm_control_plane::{SourceStatus, StreamStatus};
+use msm_control_plane::status::{SourceStatus, StreamStatus};
 use msm_graph::{LegId, TrackId};
 
 use super::*;
@@ -8,8 +8,8 @@ use crate::stats::TrackStats;
 
 fn status(name: &str, stream: Option<StreamId>) -> StreamStatus {
     let peer = Some("192.168.1.64:554".parse().unwrap());
-    let source = Some(SourceStatus { kind: "pull", transport: Some("udp"), peer });
-    StreamStatus { stream, name: name.to_owned(), state: "active", source }
+    let source = SourceStatus { kind: "pull", transport: Some("udp"), peer };
+    StreamStatus { stream, name: name.to_owned(), state: "active", source, sessions: Vec::new() }
 }
 
 fn leg(n: u8, lost: Option<u64>) -> LegStats {
