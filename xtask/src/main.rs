@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
 mod setup;
 mod test;
 
@@ -41,6 +42,8 @@ enum Verb {
     Demo(demo::DemoArgs),
     /// Measure the packet path against a plain relay
     Bench(bench::BenchArgs),
+    /// Fuzz one parser, or all of them
+    Fuzz(fuzz::FuzzArgs),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +65,7 @@ fn start(verb: Verb) -> Result<()> {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
     }
 }
 
