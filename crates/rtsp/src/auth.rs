@@ -79,14 +79,30 @@ pub enum BasicPolicy {
     Allow,
 }
 
-/// `name=value` pairs of a challenge or of credentials; values without their quotes, still escaped.
+/// `name=value` pairs of a challenge or of credentials; values without their quotes, still escaped, so that
+/// they can be put between quotes again. Pairs whose value could not are left out.
 fn parse_parameters<'a>(parts: impl Iterator<Item = &'a str>) -> impl Iterator<Item = (String, &'a str)> {
     parts.filter_map(|part| {
         let (name, value) = part.split_once('=')?;
         let value = value.trim();
-        let value = value.strip_prefix('"').map_or(value, |v| v.strip_suffix('"').unwrap_or(v));
+        let value = match value.strip_prefix('"') {
+            Some(rest) => quoted(rest)?,
+            None if value.contains(['"', '\\']) => return None,
+            None => value,
+        };
         Some((name.trim().to_ascii_lowercase(), value))
     })
+}
+
+/// What stands before the closing quote; `None` without one.
+fn quoted(text: &str) -> Option<&str> {
+    let mut escaped = false;
+    let end = text.bytes().position(|b| {
+        let closes = b == b'"' && !escaped;
+        escaped = b == b'\\' && !escaped;
+        closes
+    })?;
+    text.get(..end)
 }
 
 /// Splits at commas outside of quoted strings; blanks around the parts are cut, empty parts skipped.

@@ -154,7 +154,7 @@ pub enum Mode {
     Play,
     /// `RECORD`, also written `receive` by old ffmpeg.
     Record,
-    /// Any other word.
+    /// Any other word; what is no word is left out.
     Other(String),
 }
 
@@ -332,11 +332,13 @@ fn parse_spec(text: &str, mut offset: usize) -> Result<TransportSpec, TransportE
             "ttl" => spec.ttl = value.parse().ok(),
             "ssrc" => spec.ssrc = parse_ssrc(value),
             "mode" => {
-                spec.mode = Some(match value.to_ascii_lowercase().as_str() {
-                    "play" => Mode::Play,
-                    "record" | "receive" => Mode::Record,
-                    other => Mode::Other(other.to_owned()),
-                });
+                spec.mode = match value.to_ascii_lowercase().as_str() {
+                    "play" => Some(Mode::Play),
+                    "record" | "receive" => Some(Mode::Record),
+                    // Answers echo it, so it must be one word.
+                    other if is_word(other) => Some(Mode::Other(other.to_owned())),
+                    _ => None,
+                };
             }
             _ => {}
         }
@@ -386,6 +388,11 @@ fn parse_ssrc(value: &str) -> Option<u32> {
         return None;
     }
     u32::from_str_radix(value, 16).ok().filter(|ssrc| *ssrc != 0)
+}
+
+/// Letters, digits, `-` and `_`, at least one.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 /// Splits at `separator` outside of double quotes.

@@ -287,15 +287,18 @@ impl ResourceUrl {
         }
         let key = key(path, query);
         let query = query.map(|q| q.trim_end_matches('/'));
-        let path = path.trim_end_matches('/');
-        let (mut path, mut base_query, mut track) = (path, query, None);
+        let mut segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty() && *s != ".").collect();
         // ffmpeg and live555: `path?query/trackID=1`; GStreamer: `path/trackID=1?query` (RTSP-30).
-        if let Some((before, n)) = query.and_then(split_track) {
-            (base_query, track) = (Some(before), Some(n));
-        } else if let Some((before, n)) = split_track(path) {
-            (path, track) = (before, Some(n));
+        let (base_query, mut track) = match query.and_then(split_track) {
+            Some((before, n)) => (Some(before.trim_end_matches('/')), Some(n)),
+            None => (query, None),
+        };
+        // A name never ends in a track, so that it names the same stream when it is used as a URL.
+        while let Some(n) = segments.last().and_then(|last| track_number(last)) {
+            track = track.or(Some(n));
+            segments.pop();
         }
-        let name = path.split('/').filter(|s| !s.is_empty() && *s != ".").collect::<Vec<_>>().join("/");
+        let name = segments.join("/");
         Ok(Self { authority, name, query: base_query.map(str::to_owned), track, key })
     }
 
@@ -386,16 +389,16 @@ fn key(path: &str, query: Option<&str>) -> String {
     key
 }
 
-/// Splits `before/trackID=n`.
+/// Splits `before/trackID=n`. `path?trackID=1` is a query of its own: nothing was joined.
 fn split_track(text: &str) -> Option<(&str, usize)> {
-    // `path?trackID=1`: nothing was joined, it is a query of its own.
     let (before, last) = text.rsplit_once('/')?;
-    let name = last.get(..TRACK_CONTROL.len())?;
-    let digits = last.get(TRACK_CONTROL.len()..)?;
+    Some((before, track_number(last)?))
+}
+
+/// `n` of `trackID=n`.
+fn track_number(segment: &str) -> Option<usize> {
+    let name = segment.get(..TRACK_CONTROL.len())?;
+    let digits = segment.get(TRACK_CONTROL.len()..)?;
     let is_number = !digits.is_empty() && digits.len() <= 3 && digits.bytes().all(|b| b.is_ascii_digit());
-    if name.eq_ignore_ascii_case(TRACK_CONTROL) && is_number {
-        Some((before, digits.parse().ok()?))
-    } else {
-        None
-    }
+    if name.eq_ignore_ascii_case(TRACK_CONTROL) && is_number { digits.parse().ok() } else { None }
 }

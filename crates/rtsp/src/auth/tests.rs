@@ -264,6 +264,21 @@ fn the_best_challenge_is_answered_however_they_are_packed() {
 }
 
 #[test]
+fn a_challenge_cannot_add_parameters_to_our_answer() {
+    for challenge in [
+        "Digest realm=\"r\", nonce=\"n\"x=\"y, opaque=a\"b",
+        "Digest realm=\"r\", nonce=\"n\", opaque=\"o\\",
+        "Digest realm=\"r\", nonce=\"n\", opaque=o\\",
+    ] {
+        let mut client = ClientAuth::new(Some(Credentials::new("u", "p")), BasicPolicy::Refuse);
+        client.handle_unauthorized([challenge].into_iter()).unwrap();
+        let value = client.authorization(&Method::Play, "rtsp://c/", [0; 8]).unwrap();
+        let Some(Authorization::Digest(sent)) = Authorization::parse(&value) else { panic!("{value}") };
+        assert_eq!((sent.nonce.as_str(), sent.uri.as_str()), ("n", "rtsp://c/"), "{value}");
+    }
+}
+
+#[test]
 fn a_source_that_refuses_the_credentials_is_believed() {
     let mut client = ClientAuth::new(Some(Credentials::new("admin", "pw")), BasicPolicy::Allow);
     let digest = |n: u32| format!("Digest realm=\"r\", nonce=\"{n}\"");

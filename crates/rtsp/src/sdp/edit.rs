@@ -188,7 +188,8 @@ impl Editor<'_> {
             has_format = true;
         }
         if !has_format {
-            value.push_str(" 0");
+            // A format that is no payload type: a number would name a codec.
+            value.push_str(" *");
         }
         (Line::new('m', &value), proto == Profile::Avpf.as_str())
     }

@@ -243,6 +243,14 @@ fn missing_lines_are_inserted_in_the_order_of_the_rfc() {
 }
 
 #[test]
+fn a_media_line_without_formats_gets_no_codec() {
+    let ours = Sdp::parse(b"m=audio 5 RTP/AVP\nm=video\n").unwrap().for_viewer(&viewer());
+    assert_eq!(ours.media()[0][0].as_bytes(), b"m=audio 0 RTP/AVP *");
+    assert_eq!(ours.media()[1][0].as_bytes(), b"m=video 0 RTP/AVP *");
+    assert_eq!(ours.tracks()[0].codec, "");
+}
+
+#[test]
 fn bytes_that_are_not_utf8_pass_in_lines_that_pass() {
     let sdp = Sdp::parse(b"v=0\ns=B\xfcro\nm=audio 0 RTP/AVP 0\na=x-name:\xe9t\xe9\n").unwrap();
     let out = sdp.for_viewer(&viewer()).to_bytes();

@@ -77,6 +77,14 @@ fn what_is_no_transport_is_refused_with_its_place() {
 }
 
 #[test]
+fn an_answer_echoes_no_text_that_is_not_a_word() {
+    let offer = one("RTP/AVP;client_port=1-2;mode=\";interleaved=0-1,RTP\"");
+    assert_eq!(offer.mode, None);
+    let answer = offer.udp_answer(PortRange::pair(8060, 8061), ip("10.0.0.9"), None);
+    assert_eq!(one(&answer.to_string()), answer);
+}
+
+#[test]
 fn sixteen_transports_are_looked_at() {
     let value = vec!["RTP/AVP;client_port=1-2"; 50].join(",");
     assert_eq!(parse_transport(&value).unwrap().len(), MAX_SPECS);

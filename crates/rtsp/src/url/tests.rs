@@ -40,6 +40,8 @@ fn a_request_uri_names_a_route_and_perhaps_a_track() {
         ("rtsp://h/cam/trackID=2?x=1/", "cam", Some("x=1"), Some(2)),
         ("rtsp://h/cam?x=1/", "cam", Some("x=1"), None),
         ("rtsp://h/cam/trackid=31", "cam", None, Some(31)),
+        ("rtsp://h/cam/trackID=4/trackID=1", "cam", None, Some(1)),
+        ("rtsp://h/cam/trackID=4/./?x/trackID=1", "cam", Some("x"), Some(1)),
         // Not ours: these are names and queries.
         ("rtsp://h/cam/trackID=", "cam/trackID=", None, None),
         ("rtsp://h/cam/trackID=1x", "cam/trackID=1x", None, None),
