@@ -129,7 +129,7 @@ impl ControlPlane {
             self.lose_conn(now, key, id);
         }
         if let Some(stream) = conn.announced {
-            self.abandon_announcement(now, stream, id);
+            self.abandon_announcement(stream, id);
         }
     }
 

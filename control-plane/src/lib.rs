@@ -155,7 +155,7 @@ impl ControlPlane {
             },
             Event::LegDone { token, result } => match self.operations.remove(&token) {
                 Some(Operation::Request(ticket)) => self.complete_leg(now, ticket, result),
-                Some(Operation::Goodbye(conn)) => self.complete_goodbye(now, conn),
+                Some(Operation::Goodbye(conn)) => self.complete_goodbye(conn),
                 Some(Operation::Unattended | Operation::Upstream(..)) | None => {}
             },
             Event::Report(report) => self.handle_report(now, report),

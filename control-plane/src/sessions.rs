@@ -5,6 +5,7 @@
 
 mod publish;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,9 @@ use msm_rtsp::transport::{
     ChannelRange, LinkSecurity, LowerPolicy, LowerTransport, PortRange, TransportPolicy, TransportSpec,
     check_destination, negotiate, parse_transport,
 };
-use msm_rtsp::url::{RequestTarget, ResourceUrl, content_base, track_url};
+use msm_rtsp::url::RequestTarget;
 
-use crate::catalog::Source;
+use crate::catalog::{Source, Stream};
 use crate::conns::{Ticket, Wait, overload};
 use crate::event::{Action, NoteLevel, Now, OpError};
 use crate::quota::{Excess, Identity};
@@ -51,8 +52,10 @@ pub(crate) struct Session {
     /// Of a viewer's; a publisher's stands for its place in the status only.
     pub(crate) leg: LegId,
     tracks: Vec<LegTrack>,
-    /// `Content-Base` of its track URLs.
-    base: String,
+    /// URL of each media as its viewer wrote it in SETUP: what it looks for in `RTP-Info` (RTSP-31).
+    urls: BTreeMap<usize, String>,
+    /// Whether media flowed when the session began.
+    warm: bool,
     /// Whether a leg was ever asked for.
     attached: bool,
     /// Whether it is one of the stream's `playing`.
@@ -152,7 +155,7 @@ impl ControlPlane {
                 self.answer(id, response);
             }
             Step::Start => self.play(now, id, key),
-            Step::Record => self.record(now, id, key),
+            Step::Record => self.record(id, key),
             Step::Stop => self.pause(now, id, key),
             Step::Remove(media) => self.remove_media(now, id, key, media),
             Step::End => {
@@ -225,15 +228,24 @@ impl ControlPlane {
         if let Err(excess) = self.quotas.take_setup(now.instant, &identity) {
             return self.refuse(id, excess);
         }
+        // RECORD mode without an ANNOUNCE on this connection.
+        if offer.is_record() {
+            return self.answer_status(id, Status::METHOD_NOT_VALID_IN_THIS_STATE);
+        }
         let Some(key) = session.or_else(|| {
-            let base = content_base(&base_uri(&request.uri, url), self.conns.get(&id)?.local);
-            self.make_session(now, id, identity, url.name.clone(), stream, &offer, Role::Play, 0, base)
+            self.make_session(now, id, identity, url.name.clone(), stream, &offer, Role::Play, 0)
         }) else {
             return;
         };
+        let local = self.conns.get(&id).map(|conn| conn.local);
         let Some(session) = self.sessions.get_mut(&key) else { return };
+        let url = match local {
+            Some(local) if request.uri.starts_with('/') => format!("rtsp://{local}{}", request.uri),
+            _ => request.uri.clone(),
+        };
+        session.urls.insert(media, url);
         match session.server.handle_request(now.instant, request, Some(media)) {
-            Step::SetUp(media) => self.attach(now, id, key, media, offer),
+            Step::SetUp(media) => self.attach(id, key, media, offer),
             Step::Respond(response) => self.answer(id, response),
             _ => self.answer_status(id, Status::BAD_REQUEST),
         }
@@ -301,7 +313,6 @@ impl ControlPlane {
         offer: &TransportSpec,
         role: Role,
         announced: usize,
-        base: String,
     ) -> Option<SessionKey> {
         if let Err(excess) = self.quotas.add_session(&identity) {
             self.refuse(id, excess);
@@ -318,6 +329,7 @@ impl ControlPlane {
         let key = SessionKey(self.last_session);
         let conn = self.conns.get(&id)?;
         let lower = offer.lower().unwrap_or(LowerTransport::Udp);
+        let warm = self.catalog.get(stream).is_some_and(|stream| stream.active_since.is_some());
         let server = ServerSession::new(now.instant, session_id.clone(), role, lower, announced, times);
         let mut session = Session {
             peer: conn.peer,
@@ -329,7 +341,8 @@ impl ControlPlane {
             name,
             leg,
             tracks: Vec::new(),
-            base,
+            urls: BTreeMap::new(),
+            warm,
             attached: false,
             counted: false,
             starting: false,
@@ -369,12 +382,19 @@ impl ControlPlane {
     /// A session whose first SETUP failed was none.
     fn drop_if_empty(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get(&key) else { return };
-        if session.server.media().is_empty() {
-            self.forget_session(key);
+        if !session.server.media().is_empty() {
+            return;
         }
+        let Some(session) = self.forget_session(key) else { return };
+        if let Some(publication) = self.catalog.get_mut(session.stream).and_then(Stream::publication_mut)
+            && publication.session == Some(key)
+        {
+            publication.session = None;
+        }
+        self.settle(session.stream);
     }
 
-    fn attach(&mut self, now: Now, id: ConnId, key: SessionKey, media: usize, offer: TransportSpec) {
+    fn attach(&mut self, id: ConnId, key: SessionKey, media: usize, offer: TransportSpec) {
         let Some(session) = self.sessions.get(&key) else { return };
         let is_again = session.tracks.iter().any(|t| usize::from(t.track.0) == media);
         if !self.count_leg(id, key, is_again) {
@@ -412,7 +432,6 @@ impl ControlPlane {
         let ticket = self.ticket(id);
         self.wait(id, Wait::SetUp(PendingSetup { key, media, offer, channels, before }));
         self.send_leg(LegOp::Attach(spec), Operation::Request(ticket));
-        let _ = now;
     }
 
     /// Takes back a SETUP that the packet path refused, or did not acknowledge in time.
@@ -612,11 +631,10 @@ impl ControlPlane {
         let info: Vec<RtpInfo> = session
             .tracks
             .iter()
-            .filter_map(|track| starts.iter().find(|start| start.track == track.track))
-            .map(|start| RtpInfo {
-                url: track_url(&session.base, usize::from(start.track.0)),
-                seq: Some(start.seq),
-                rtptime: Some(start.rtptime),
+            .filter_map(|track| {
+                let start = starts.iter().find(|start| start.track == track.track)?;
+                let url = session.urls.get(&usize::from(track.track.0))?.clone();
+                Some(RtpInfo { url, seq: Some(start.seq), rtptime: Some(start.rtptime) })
             })
             .collect();
         let mut response = Response::new(Status::OK)
@@ -709,10 +727,10 @@ impl ControlPlane {
             session.conn.and_then(|id| self.conns.get(&id)).is_some_and(|conn| !conn.sessions.is_empty());
         let to_close = session.conn.filter(|_| matches!(farewell, Farewell::Bye) && !has_others);
         if session.server.role() == Role::Record || !session.attached {
-            match farewell {
-                Farewell::Answer(ticket) => self.answer_status(ticket.conn, Status::OK),
-                Farewell::Bye => self.complete_goodbye(now, to_close),
-                Farewell::Silent => {}
+            match (farewell, to_close) {
+                (Farewell::Answer(ticket), _) => self.answer_status(ticket.conn, Status::OK),
+                (Farewell::Bye, Some(conn)) => self.close_conn(conn),
+                _ => {}
             }
         } else {
             let bye = matches!(farewell, Farewell::Bye);
@@ -729,14 +747,14 @@ impl ControlPlane {
             self.send_leg(LegOp::Detach { leg: session.leg, bye }, operation);
         }
         if session.server.role() == Role::Record {
-            self.release_publication(now, session.stream);
+            self.release_publication(session.stream, Some(key));
         }
         self.update_demand(now, session.stream);
         self.settle(session.stream);
     }
 
     /// The BYE of a leg is out.
-    pub(crate) fn complete_goodbye(&mut self, _now: Now, conn: Option<ConnId>) {
+    pub(crate) fn complete_goodbye(&mut self, conn: Option<ConnId>) {
         if let Some(id) = conn {
             self.close_conn(id);
         }
@@ -778,7 +796,10 @@ impl ControlPlane {
         ];
         match event {
             "leg.closed" => fields.push(("reason", detail.to_owned())),
-            "leg.playing" => fields.push(("join_millis", detail.to_owned())),
+            "leg.playing" => {
+                fields.push(("join_millis", detail.to_owned()));
+                fields.push(("warm", session.warm.to_string()));
+            }
             _ => {}
         }
         self.note(level, event, fields);
@@ -795,19 +816,5 @@ impl Session {
             peer: self.peer,
             tracks: self.tracks.clone(),
         }
-    }
-}
-
-/// The URL of the aggregate that a SETUP's URL was made from, in either dialect (RTSP-30).
-fn base_uri(uri: &str, url: &ResourceUrl) -> String {
-    let Some(track) = url.track else { return uri.to_owned() };
-    let control = format!("/{}", msm_rtsp::url::track_control(track));
-    let lower = uri.to_ascii_lowercase();
-    match lower.rfind(&control.to_ascii_lowercase()) {
-        Some(at) => {
-            let after = uri.get(at + control.len()..).unwrap_or_default();
-            format!("{}{after}", uri.get(..at).unwrap_or_default())
-        }
-        None => uri.to_owned(),
     }
 }

@@ -132,7 +132,12 @@ impl ControlPlane {
                     self.send_row(RowOp::Upsert(EPOCH, row), Operation::Upstream(id, stage));
                 }
                 UpstreamOutput::Away => self.take_inputs_away(id),
-                UpstreamOutput::Failed { status, reason } => self.fail_waiting(now, id, status, reason),
+                UpstreamOutput::Failed { status, reason, is_news } => {
+                    if is_news {
+                        self.note_stream(id, NoteLevel::Warn, "upstream.failed", reason);
+                    }
+                    self.fail_waiting(now, id, status);
+                }
                 UpstreamOutput::Note(event, reason) => self.note_stream(id, NoteLevel::Info, event, reason),
                 UpstreamOutput::Gone => self.settle(id),
             }
@@ -248,8 +253,7 @@ impl ControlPlane {
         }
     }
 
-    fn fail_waiting(&mut self, now: Now, id: StreamId, status: Status, reason: &'static str) {
-        self.note_stream(id, NoteLevel::Warn, "upstream.failed", reason);
+    fn fail_waiting(&mut self, now: Now, id: StreamId, status: Status) {
         let Some(stream) = self.catalog.get_mut(id) else { return };
         let waiting = std::mem::take(&mut stream.waiting);
         let legs: Vec<_> = stream.legs.iter().copied().collect();

@@ -19,11 +19,11 @@ use crate::config::{PullTransport, Times};
 use crate::event::OpError;
 use crate::resolve::SourceRoute;
 
-#[cfg(test)]
-mod tests;
-
 /// Longest wait for the answer to TEARDOWN.
 const TEARDOWN_WAIT: Duration = Duration::from_secs(1);
+
+/// Of a row of failed attempts, one in so many is worth a line.
+const FAILURES_PER_LINE: u32 = 60;
 
 /// Longest wait for a camera that has fallen silent to say that it is still there.
 const PROBE_WAIT: Duration = Duration::from_secs(2);
@@ -55,7 +55,8 @@ pub(crate) enum UpstreamOutput {
     /// The source is away: inputs are gone.
     Away,
     /// Opening failed: everybody who waits gets this status.
-    Failed { status: Status, reason: &'static str },
+    /// `is_news`: not one of a row of failed attempts.
+    Failed { status: Status, reason: &'static str, is_news: bool },
     /// A fact to log, with a reason.
     Note(&'static str, &'static str),
     /// Nothing is open and nothing is wanted.
@@ -384,6 +385,9 @@ impl Upstream {
                     }
                 }
                 Phase::Closing => self.finish_closing(now),
+                Phase::Ports | Phase::Installing => {
+                    self.fail(now, Status::SERVICE_UNAVAILABLE, "install_timeout");
+                }
                 Phase::Playing if !self.active && self.lower == LowerTransport::Udp => {
                     self.prefers_tcp = true;
                     self.outputs.push_back(UpstreamOutput::Note("upstream.fallback", "no_packet"));
@@ -493,6 +497,7 @@ impl Upstream {
             .collect();
         self.has_inputs = true;
         self.stage = self.stage.wrapping_add(1);
+        self.deadline = Some(now + self.times.upstream_reply);
         self.outputs.push_back(UpstreamOutput::Install(self.stage, inputs));
     }
 
@@ -692,8 +697,9 @@ impl Upstream {
         // A refusal for want of credentials is never answered from memory (RTSP-28).
         self.failure = (reason != "unauthorized").then_some((now, status));
         self.demand.waiting = false;
+        let is_news = self.attempts.is_multiple_of(FAILURES_PER_LINE);
         self.back_off(now);
-        self.outputs.push_back(UpstreamOutput::Failed { status, reason });
+        self.outputs.push_back(UpstreamOutput::Failed { status, reason, is_news });
         if self.phase == Phase::Idle {
             self.outputs.push_back(UpstreamOutput::Gone);
         }

@@ -78,7 +78,7 @@ impl ControlPlane {
             if self.is_recording(other, id) {
                 return Err(Status::METHOD_NOT_VALID_IN_THIS_STATE);
             }
-            self.abandon_announcement(now, other, id);
+            self.abandon_announcement(other, id);
         }
         let publication = Publication { conn: Some(id), session: None, base: url.clone(), recording: false };
         let Some(stream) = self.catalog.find(&url.name) else {
@@ -175,7 +175,6 @@ impl ControlPlane {
         if description.track(media).is_none() {
             return self.answer_status(id, Status::UNSUPPORTED_MEDIA_TYPE);
         }
-        let base = String::new();
         let Some(offers) = self.offers(id, request) else { return };
         let Some(offer) = self.choose(id, &offers, session) else { return };
         if let Err(excess) = self.quotas.take_setup(now.instant, &identity) {
@@ -183,7 +182,7 @@ impl ControlPlane {
         }
         let announced = description.usable().count();
         let Some(key) = session.or_else(|| {
-            self.make_session(now, id, identity, name, stream_id, &offer, Role::Record, announced, base)
+            self.make_session(now, id, identity, name, stream_id, &offer, Role::Record, announced)
         }) else {
             return;
         };
@@ -273,7 +272,7 @@ impl ControlPlane {
         }
     }
 
-    pub(crate) fn record(&mut self, _now: Now, id: ConnId, key: SessionKey) {
+    pub(crate) fn record(&mut self, id: ConnId, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         session.server.started();
         let stream = session.stream;
@@ -287,19 +286,14 @@ impl ControlPlane {
         self.note_stream(stream, NoteLevel::Info, "stream.recording", "");
     }
 
-    /// A publisher left: its inputs go, the stream stays while it has legs.
-    pub(crate) fn release_publication(&mut self, _now: Now, stream: StreamId) {
+    /// A publisher left: its inputs go, the stream stays while it has legs. `ended`: its session, if it had
+    /// one; another publisher may have claimed the stream meanwhile.
+    pub(crate) fn release_publication(&mut self, stream: StreamId, ended: Option<SessionKey>) {
         let Some(publication) = self.catalog.get_mut(stream).and_then(Stream::publication_mut) else {
             return;
         };
-        // Another one has claimed it meanwhile.
-        if publication.session.is_none_or(|key| self.sessions.contains_key(&key))
-            && publication.conn.is_some()
-        {
-            let is_claimed = publication.session.is_none();
-            if is_claimed {
-                return;
-            }
+        if publication.session != ended {
+            return;
         }
         let conn = publication.conn.take();
         publication.session = None;
@@ -313,13 +307,12 @@ impl ControlPlane {
 
     /// The connection that announced is gone, or announces something else: without a session the name is
     /// free again.
-    pub(crate) fn abandon_announcement(&mut self, now: Now, stream: StreamId, id: ConnId) {
+    pub(crate) fn abandon_announcement(&mut self, stream: StreamId, id: ConnId) {
         let Some(publication) = self.catalog.get_mut(stream).and_then(Stream::publication_mut) else {
             return;
         };
         if publication.conn == Some(id) && publication.session.is_none() {
-            publication.conn = None;
-            self.release_publication(now, stream);
+            self.release_publication(stream, None);
         }
     }
 }

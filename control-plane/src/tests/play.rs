@@ -392,3 +392,66 @@ fn the_row_says_what_the_camera_agreed_to() {
     assert_eq!((peer.to_string().as_str(), *peer_rtp, *peer_rtcp), ("192.0.2.10", Some(41041), Some(41042)));
     assert_eq!(row.inputs[0].ssrc, Some(0x1122_3344));
 }
+
+#[test]
+fn rtp_info_names_tracks_as_the_viewer_did() {
+    let mut world = World::with_camera();
+    let conn = world.connect("203.0.113.5:40000");
+    let url = "rtsp://proxy:8554/cam/trackID=0?x=1";
+    let setup = world.ask(conn, Method::Setup, url, &[("Transport", UDP[0])]);
+    let session = setup.headers.get("Session").unwrap().to_owned();
+    let play = world.ask(conn, Method::Play, "rtsp://proxy:8554/cam?x=1", &[("Session", &session)]);
+    assert_eq!(play.headers.get("RTP-Info").unwrap(), format!("url={url};seq=100;rtptime=9000"), "RTSP-31");
+}
+
+#[test]
+fn a_play_that_the_camera_refuses_is_502_and_the_next_one_may_succeed() {
+    let mut world = World::with_camera();
+    let viewer = world.prepare("cam", "203.0.113.5:40000", UDP);
+    world.kill_camera();
+    let play = world.in_session(&viewer, Method::Play);
+    assert_eq!(play.status, Status::BAD_GATEWAY);
+    assert_eq!(world.legs.values().next().unwrap().gate, Gate::Disabled);
+    world.camera().up = true;
+    world.sleep(SECOND * 2);
+    assert_eq!(world.in_session(&viewer, Method::Play).status, Status::OK);
+}
+
+#[test]
+fn a_camera_whose_packets_never_come_is_played_without_rtp_info() {
+    let mut pull = PullConfig::new("cam", "rtsp://192.0.2.10:8554/live");
+    pull.transport = crate::config::PullTransport::Udp;
+    let mut world = World::new(Config { pulls: vec![pull], ..Config::default() });
+    world.cameras.insert("192.0.2.10".to_owned(), Camera { udp_blocked: true, ..Camera::default() });
+    let viewer = world.prepare("cam", "203.0.113.5:40000", UDP);
+    world.send(viewer.conn, Method::Play, &viewer.url, &[("Session", &viewer.session)]);
+    world.sleep(SECOND * 5);
+    let play = world.reply(viewer.conn).unwrap();
+    assert_eq!((play.status, play.headers.get("RTP-Info")), (Status::OK, None), "RTSP-31");
+}
+
+#[test]
+fn a_media_that_the_camera_refuses_does_not_take_the_others_with_it() {
+    let mut world = World::with_camera();
+    world.camera().sdp = CAMERA_SDP.to_owned() + "m=application 0 TCP/x *\r\na=control:bad\r\n";
+    world.view("cam", "203.0.113.5:40000", UDP);
+    assert_eq!(world.rows[&world.stream()].tracks.len(), 2, "it keeps its index and is not set up (SDP-3)");
+    let conn = world.connect("203.0.113.6:40000");
+    let third = "rtsp://proxy:8554/cam/trackID=2";
+    assert_eq!(world.ask_status(conn, Method::Setup, third, &[("Transport", UDP[0])]), 404);
+}
+
+#[test]
+fn status_lists_idle_pulls_and_names_no_url() {
+    let mut world = World::with_camera();
+    let idle = &world.control.streams()[0];
+    assert_eq!((idle.stream, idle.name.as_str(), idle.state), (None, "cam", "announced"));
+    world.view("cam", "203.0.113.5:40000", UDP);
+    world.view("cam", "203.0.113.6:40000", TCP);
+    let streams = world.control.streams();
+    assert_eq!((streams.len(), streams[0].state, streams[0].source.transport), (1, "active", Some("udp")));
+    assert_eq!(streams[0].source.peer, Some("192.0.2.10:8554".parse().unwrap()));
+    let sessions: Vec<_> = streams[0].sessions.iter().map(|s| (s.transport, s.state)).collect();
+    assert_eq!(sessions, [("udp", "playing"), ("tcp", "playing")]);
+    assert_eq!(world.control.session_count(), 2);
+}

@@ -228,3 +228,45 @@ fn bad_announcements_get_their_status() {
     assert_eq!(world.announce(conn, "*", FFMPEG_SDP).status, Status::NOT_FOUND);
     assert_eq!(world.announce(conn, URL, FFMPEG_SDP).status, Status::OK);
 }
+
+#[test]
+fn a_refused_first_setup_does_not_hold_the_name() {
+    let mut world = World::new(Config {
+        limits: crate::config::Limits {
+            per_address: crate::config::IdentityLimits {
+                sessions: 9,
+                legs: 0,
+                setup_burst: 9,
+                setup_per_second: 9,
+            },
+            ..crate::config::Limits::default()
+        },
+        ..Config::default()
+    });
+    let conn = world.connect("203.0.113.9:40000");
+    world.announce(conn, URL, FFMPEG_SDP);
+    let track = format!("{URL}/streamid=0");
+    assert_eq!(world.ask_status(conn, Method::Setup, &track, &[("Transport", TCP[0])]), 453);
+    world.hang_up(conn);
+    assert!(world.control.streams().is_empty());
+    assert_eq!(world.control.session_count(), 0);
+}
+
+#[test]
+fn record_mode_without_an_announcement_is_455() {
+    let mut world = World::with_camera();
+    let conn = world.connect("203.0.113.9:40000");
+    let headers = [("Transport", "RTP/AVP/TCP;unicast;interleaved=0-1;mode=record")];
+    assert_eq!(world.ask_status(conn, Method::Setup, "rtsp://proxy:8554/cam/trackID=0", &headers), 455);
+}
+
+#[test]
+fn shutdown_closes_publishers_too() {
+    let mut world = empty();
+    let publisher = world.publish("203.0.113.9:40000", TCP);
+    let viewer = world.view("live/door", "203.0.113.5:40000", UDP);
+    world.event(Event::Shutdown { drain: Duration::ZERO });
+    world.sleep(Duration::ZERO);
+    assert!(world.finished);
+    assert!(world.closed.contains(&publisher.conn) && world.closed.contains(&viewer.conn));
+}

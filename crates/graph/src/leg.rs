@@ -63,7 +63,10 @@ pub enum LegOp {
     /// Make the leg look like this: attaches it disabled, or adds and removes tracks of an attached one.
     Attach(LegSpec),
     /// Open the gate of every track with the next packet of its input, and answer where that is. Where
-    /// an input has not delivered yet, the answer waits for its first packet, at most `wait_millis`.
+    /// an input has not delivered yet, the answer waits for its first packet, at most `wait_millis`, and
+    /// not much longer than the first of the leg's tracks once one has started: an ONVIF metadata track may
+    /// be silent for minutes. Tracks that are missing in the answer stay armed. Of an open gate the answer
+    /// is the next packet.
     Arm {
         /// The leg.
         leg: LegId,

@@ -19,7 +19,7 @@ pub enum Report {
         /// Why, in the words of `docs/protocols/rtp.md`.
         reason: LegFailure,
     },
-    /// RTP or RTCP was admitted on an input, after silence or for the first time.
+    /// RTP or RTCP was admitted on an input: after silence, or for the first time in its generation.
     InputActive {
         /// The stream.
         stream: StreamId,

@@ -207,7 +207,7 @@ impl Client {
 
     /// Asks at once whether the session still lives.
     pub fn probe(&mut self, now: Instant) {
-        if self.session.is_some() && !self.outstanding.values().any(|o| o.step == Step::Keepalive) {
+        if !self.outstanding.values().any(|o| o.step == Step::Keepalive) {
             self.send_keepalive(now);
         }
     }
