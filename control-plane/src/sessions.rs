@@ -699,6 +699,12 @@ impl ControlPlane {
         }
         let Some(session) = self.sessions.get_mut(&key) else { return };
         session.lost_at = Some(now.instant);
+        if session.server.role() == Role::Record
+            && let Some(stream) = self.catalog.get_mut(session.stream)
+        {
+            // Packets that still come will say so.
+            stream.active_since = None;
+        }
         self.timers.arm(&mut session.armed, now.instant + grace, Wake::Session(key));
     }
 
@@ -788,6 +794,11 @@ impl ControlPlane {
     /// Logs about a session, with the first characters of its id only.
     fn note_session(&mut self, key: SessionKey, level: NoteLevel, event: &'static str, detail: &str) {
         let Some(session) = self.sessions.get(&key) else { return };
+        let event = match (session.server.role(), event) {
+            (Role::Record, "leg.attached") => "publish.started",
+            (Role::Record, "leg.closed") => "publish.ended",
+            (_, event) => event,
+        };
         let mut fields = vec![
             ("session_id", session.server.short_id().to_owned()),
             ("stream_id", session.stream.to_string()),
@@ -795,7 +806,7 @@ impl ControlPlane {
             ("peer", session.peer.to_string()),
         ];
         match event {
-            "leg.closed" => fields.push(("reason", detail.to_owned())),
+            "leg.closed" | "publish.ended" => fields.push(("reason", detail.to_owned())),
             "leg.playing" => {
                 fields.push(("join_millis", detail.to_owned()));
                 fields.push(("warm", session.warm.to_string()));

@@ -82,7 +82,7 @@ impl ControlPlane {
             Source::Pull(upstream) => {
                 let transport = upstream.transport().map(lower_name);
                 let source = SourceStatus { kind: "pull", transport, peer: upstream.peer() };
-                (source, None, !upstream.is_idle())
+                (source, None, upstream.is_described())
             }
             Source::Publish(publication) => {
                 let session = publication.session.and_then(|key| self.sessions.get(&key));
@@ -91,14 +91,15 @@ impl ControlPlane {
                     transport: session.map(|session| lower_name(session.server.lower())),
                     peer: session.map(|session| session.peer),
                 };
-                (source, publication.session, publication.conn.is_some())
+                let is_connected = publication.conn.is_some_and(|conn| self.conns.contains_key(&conn));
+                (source, publication.session, is_connected)
             }
         };
         let state = if stream.active_since.is_some() {
             "active"
         } else if !is_open && stream.ever_active {
             "ended"
-        } else if stream.silent {
+        } else if stream.ever_active || stream.silent {
             "silent"
         } else {
             "announced"

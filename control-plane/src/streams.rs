@@ -132,9 +132,11 @@ impl ControlPlane {
                     self.send_row(RowOp::Upsert(EPOCH, row), Operation::Upstream(id, stage));
                 }
                 UpstreamOutput::Away => self.take_inputs_away(id),
-                UpstreamOutput::Failed { status, reason, is_news } => {
+                UpstreamOutput::Failed { status, reason, detail, is_news } => {
                     if is_news {
-                        self.note_stream(id, NoteLevel::Warn, "upstream.failed", reason);
+                        let separator = if detail.is_empty() { "" } else { ": " };
+                        let text = format!("{reason}{separator}{detail}");
+                        self.note_stream(id, NoteLevel::Warn, "upstream.failed", &text);
                     }
                     self.fail_waiting(now, id, status);
                 }

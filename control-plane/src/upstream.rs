@@ -55,8 +55,9 @@ pub(crate) enum UpstreamOutput {
     /// The source is away: inputs are gone.
     Away,
     /// Opening failed: everybody who waits gets this status.
-    /// `is_news`: not one of a row of failed attempts.
-    Failed { status: Status, reason: &'static str, is_news: bool },
+    /// `detail`: the camera's status or the operating system's words, for the operator. `is_news`: not one
+    /// of a row of failed attempts.
+    Failed { status: Status, reason: &'static str, detail: String, is_news: bool },
     /// A fact to log, with a reason.
     Note(&'static str, &'static str),
     /// Nothing is open and nothing is wanted.
@@ -117,6 +118,8 @@ pub(crate) struct Upstream {
     stage: u32,
     demand: Demand,
     attempts: u32,
+    /// Failures in a row.
+    failures: u32,
     failure: Option<(Instant, Status)>,
     deadline: Option<Instant>,
     linger: Option<Instant>,
@@ -150,6 +153,7 @@ impl Upstream {
             stage: 0,
             demand: Demand::default(),
             attempts: 0,
+            failures: 0,
             failure: None,
             deadline: None,
             linger: None,
@@ -231,9 +235,12 @@ impl Upstream {
         if self.phase != Phase::Dialling {
             return;
         }
-        let Ok((local, peer)) = result else {
-            self.conn = None;
-            return self.fail(now, Status::BAD_GATEWAY, "connect");
+        let (local, peer) = match result {
+            Ok(addresses) => addresses,
+            Err(words) => {
+                self.conn = None;
+                return self.fail_with(now, Status::BAD_GATEWAY, "connect", words);
+            }
         };
         self.local = Some(local);
         self.peer = Some(peer);
@@ -330,6 +337,7 @@ impl Upstream {
         if matches!(self.phase, Phase::Installing | Phase::Starting | Phase::Playing) {
             self.active = true;
             self.attempts = 0;
+            self.failures = 0;
             self.probe = None;
             if self.phase == Phase::Playing {
                 self.deadline = None;
@@ -661,13 +669,16 @@ impl Upstream {
                 self.next = media + 1;
                 self.set_up_next(now);
             }
-            ClientError::Timeout(_) => self.fail(now, Status::GATEWAY_TIMEOUT, "timeout"),
-            ClientError::Unauthorized => self.fail(now, Status::BAD_GATEWAY, "unauthorized"),
-            ClientError::Refused { status: Status::NOT_FOUND, .. } => {
-                self.fail(now, Status::BAD_GATEWAY, "not_found");
+            ClientError::Timeout(_) => {
+                self.fail_with(now, Status::GATEWAY_TIMEOUT, "timeout", error.to_string());
             }
-            ClientError::Refused { .. } => self.fail(now, Status::BAD_GATEWAY, "refused"),
-            ClientError::Malformed { .. } => self.fail(now, Status::BAD_GATEWAY, "malformed"),
+            ClientError::Unauthorized => self.fail(now, Status::BAD_GATEWAY, "unauthorized"),
+            ClientError::Refused { .. } => {
+                self.fail_with(now, Status::BAD_GATEWAY, "refused", error.to_string());
+            }
+            ClientError::Malformed { .. } => {
+                self.fail_with(now, Status::BAD_GATEWAY, "malformed", error.to_string());
+            }
         }
     }
 
@@ -688,18 +699,23 @@ impl Upstream {
         }
     }
 
-    /// Opening did not work: tells who waits, and tries again while viewers stay.
     fn fail(&mut self, now: Instant, status: Status, reason: &'static str) {
+        self.fail_with(now, status, reason, String::new());
+    }
+
+    /// Opening did not work: tells who waits, and tries again while viewers stay.
+    fn fail_with(&mut self, now: Instant, status: Status, reason: &'static str, detail: String) {
         self.take_inputs_away();
         self.drop_conn();
         self.linger = None;
         self.probe = None;
         // A refusal for want of credentials is never answered from memory (RTSP-28).
         self.failure = (reason != "unauthorized").then_some((now, status));
-        self.demand.waiting = false;
-        let is_news = self.attempts.is_multiple_of(FAILURES_PER_LINE);
+        let is_asked_for = std::mem::take(&mut self.demand.waiting);
+        let is_news = is_asked_for || self.failures.is_multiple_of(FAILURES_PER_LINE);
+        self.failures = self.failures.wrapping_add(1);
         self.back_off(now);
-        self.outputs.push_back(UpstreamOutput::Failed { status, reason, is_news });
+        self.outputs.push_back(UpstreamOutput::Failed { status, reason, detail, is_news });
         if self.phase == Phase::Idle {
             self.outputs.push_back(UpstreamOutput::Gone);
         }

@@ -127,6 +127,7 @@ fn a_publisher_that_returns_resumes_its_stream() {
         let leg = *world.legs.keys().next().unwrap();
         let generation = world.rows[&stream].inputs[0].generation;
         world.hang_up(first.conn);
+        assert_eq!(world.control.streams()[0].state, "ended");
         world.sleep(SECOND * 2);
         world.publish("203.0.113.9:40001", transport);
         assert_eq!(world.stream(), stream);

@@ -23,8 +23,10 @@ fn a_camera_that_restarts_is_reopened_and_no_leg_is_detached() {
     let generation = world.rows[&stream].inputs[0].generation;
     world.kill_camera();
     assert!(world.rows[&stream].inputs.is_empty(), "the source is away");
+    assert_eq!(world.control.streams()[0].state, "ended");
     world.sleep(SECOND * 30);
     assert!(world.camera().dials > 20, "backoff is at most 1 s");
+    assert_eq!(world.notes.iter().filter(|note| note.event == "upstream.failed").count(), 1);
     world.camera().up = true;
     world.sleep(SECOND * 2);
     let row = &world.rows[&stream];

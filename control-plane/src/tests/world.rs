@@ -51,7 +51,7 @@ pub(super) struct Camera {
     pub(super) requests: Vec<Request>,
     pub(super) dials: usize,
     pub(super) open: Vec<ConnId>,
-    setups: usize,
+    pub(super) setups: usize,
 }
 
 impl Default for Camera {
