@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::plan::{self, FlowChange};
+use crate::user::input_pair::PairId;
 use crate::user::tcp::{self, ConnHandle};
 use crate::user::worker::{Command, Step, WorkerHandle};
 use crate::user::{UserEvent, WorkerConfig, buffer_warning, udp};
@@ -33,7 +34,18 @@ const ACK: Duration = Duration::from_secs(5);
 struct KnownStream {
     row: Row,
     worker: usize,
-    ports: HashMap<TrackId, PortPair>,
+    /// The pair that each UDP input is received on.
+    pairs: HashMap<TrackId, PairId>,
+}
+
+/// A pair of ports for cameras and publishers, and whom it serves: one track per address.
+#[derive(Debug)]
+struct KnownPair {
+    id: PairId,
+    local: IpAddr,
+    worker: usize,
+    ports: PortPair,
+    peers: Vec<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -53,6 +65,8 @@ struct State {
     streams: HashMap<StreamId, KnownStream>,
     legs: HashMap<LegId, LegSpec>,
     conns: HashMap<ConnId, KnownConn>,
+    pairs: Vec<KnownPair>,
+    next_pair: u64,
     /// Where to look for the next free pair of ports.
     cursor: usize,
     buffer_warned: bool,
@@ -85,6 +99,8 @@ impl Installer {
             streams: HashMap::new(),
             legs: HashMap::new(),
             conns: HashMap::new(),
+            pairs: Vec::new(),
+            next_pair: 0,
             cursor: 0,
             buffer_warned: false,
         })))
@@ -239,22 +255,39 @@ impl State {
         };
         // Everything that can fail here is done before the first step is queued.
         let homes = self.check_homes(&changes, worker)?;
-        let mut ports = known.map(|known| known.ports.clone()).unwrap_or_default();
+        let mut pairs = known.map(|known| known.pairs.clone()).unwrap_or_default();
+        let old_row = known.map(|known| known.row.clone());
+        let mut released = Vec::new();
+        let mut acquired = Vec::new();
         let mut steps = Vec::with_capacity(changes.len());
         let mut undo = Vec::new();
         for change in &changes {
-            if let Some(step) = change.undo().and_then(|undone| self.step_of(stream, undone)) {
+            if let Some(step) = change.undo().and_then(|undone| Self::step_of(stream, undone)) {
                 undo.push((worker, step));
             }
-            if let FlowChange::CloseInput { track, .. } = change {
-                ports.remove(track);
+            if let FlowChange::CloseInput { track, .. }
+            | FlowChange::OpenInput { input: InputRow { track, .. }, .. } = change
+                && let Some(pair) = pairs.remove(track)
+            {
+                released.push((pair, peer_of(old_row.as_ref(), *track)));
             }
             if let FlowChange::OpenInput { input, .. } = change {
-                let (step, pair) = self.open_input(stream, input.clone())?;
-                ports.remove(&input.track);
-                ports.extend(pair.map(|pair| (input.track, pair)));
+                let (step, pair) = match self.open_input(stream, worker, input.clone()) {
+                    Ok(opened) => opened,
+                    Err(error) => {
+                        // Nothing has been queued: what was opened for it closes here.
+                        for (pair, peer) in acquired {
+                            self.release(pair, peer);
+                        }
+                        return Err(error);
+                    }
+                };
+                if let Some((pair, peer)) = pair {
+                    pairs.insert(input.track, pair);
+                    acquired.push((pair, Some(peer)));
+                }
                 steps.push(step);
-            } else if let Some(step) = self.step_of(stream, change.clone()) {
+            } else if let Some(step) = Self::step_of(stream, change.clone()) {
                 steps.push(step);
             }
         }
@@ -263,13 +296,19 @@ impl State {
         if !steps.is_empty() {
             self.apply(worker, steps, &mut pending)?;
         }
-        let before = self.streams.insert(stream, KnownStream { row, worker, ports });
+        for (pair, peer) in released {
+            self.release(pair, peer);
+        }
+        let before = self.streams.insert(stream, KnownStream { row, worker, pairs });
         Ok((pending, stream, before.map(|known| known.row)))
     }
 
     fn remove_row(&mut self, stream: StreamId) -> Result<RowSubmitted, OpError> {
         let mut pending = Pending::default();
         if let Some(known) = self.streams.remove(&stream) {
+            for (track, pair) in &known.pairs {
+                self.release(*pair, peer_of(Some(&known.row), *track));
+            }
             self.legs.retain(|_, spec| spec.stream != stream);
             self.apply(known.worker, vec![Step::CloseStream(stream)], &mut pending)?;
         }
@@ -279,16 +318,20 @@ impl State {
     /// After a failure: what was opened has been undone, so inputs that were not there before are not
     /// there now.
     fn take_back_row(&mut self, stream: StreamId, before: Option<Row>) {
-        match before {
-            None => {
-                self.streams.remove(&stream);
-                self.legs.retain(|_, spec| spec.stream != stream);
+        let Some(known) = self.streams.get_mut(&stream) else { return };
+        let kept = before.as_ref().map_or(&[][..], |before| &before.inputs);
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut known.row.inputs).into_iter().partition(|input| kept.contains(input));
+        known.row.inputs = kept;
+        for input in gone {
+            let pair = self.streams.get_mut(&stream).and_then(|known| known.pairs.remove(&input.track));
+            if let Some(pair) = pair {
+                self.release(pair, udp_peer(&input));
             }
-            Some(before) => {
-                if let Some(known) = self.streams.get_mut(&stream) {
-                    known.row.inputs.retain(|input| before.inputs.contains(input));
-                }
-            }
+        }
+        if before.is_none() {
+            self.streams.remove(&stream);
+            self.legs.retain(|_, spec| spec.stream != stream);
         }
     }
 
@@ -296,7 +339,10 @@ impl State {
         let Some(known) = self.streams.get(&stream) else { return RowState::default() };
         let state = |input: &InputRow| InputState {
             track: input.track,
-            local: known.ports.get(&input.track).copied(),
+            local: known
+                .pairs
+                .get(&input.track)
+                .and_then(|id| self.pairs.iter().find(|pair| pair.id == *id).map(|pair| pair.ports)),
         };
         RowState { inputs: known.row.inputs.iter().map(state).collect() }
     }
@@ -322,11 +368,11 @@ impl State {
         }
         let mut pending = Pending::default();
         for change in &changes {
-            if let Some(step) = change.undo().and_then(|undone| self.step_of(stream, undone)) {
+            if let Some(step) = change.undo().and_then(|undone| Self::step_of(stream, undone)) {
                 pending.undo.push((worker, step));
             }
         }
-        let steps: Vec<_> = changes.into_iter().filter_map(|change| self.step_of(stream, change)).collect();
+        let steps: Vec<_> = changes.into_iter().filter_map(|change| Self::step_of(stream, change)).collect();
         self.relocate(homes, worker, &mut pending);
         if !steps.is_empty() {
             self.apply(worker, steps, &mut pending)?;
@@ -398,15 +444,25 @@ impl State {
         Ok(())
     }
 
-    /// Opens what an input needs.
-    fn open_input(&mut self, stream: StreamId, input: InputRow) -> Result<(Step, Option<PortPair>), OpError> {
-        let local = match &input.encap {
-            Encap::Udp { local, .. } => local.to_canonical(),
+    /// Finds or opens what an input needs.
+    fn open_input(&mut self, stream: StreamId, worker: usize, input: InputRow) -> Result<Opened, OpError> {
+        let (peer, local) = match &input.encap {
+            Encap::Udp { peer, local, .. } => (peer.to_canonical(), local.to_canonical()),
             Encap::Interleaved { conn, .. } => {
                 let peer = self.conns.get(conn).and_then(|known| known.peer);
                 return Ok((Step::OpenChannelInput { stream, input, peer }, None));
             }
         };
+        // Any pair that no other track of this address uses will do: datagrams are told apart by address.
+        let shared = self
+            .pairs
+            .iter_mut()
+            .find(|pair| pair.local == local && pair.worker == worker && !pair.peers.contains(&peer));
+        if let Some(pair) = shared {
+            pair.peers.push(peer);
+            let step = Step::OpenUdpInput { stream, input, pair: pair.id, bound: None };
+            return Ok((step, Some((pair.id, peer))));
+        }
         let range = self.config.input_ports.clone();
         let opened = udp::open_pair(local, &range, &mut self.cursor, self.config.buffers());
         let (rtp, rtcp) = opened.map_err(|error| {
@@ -424,12 +480,27 @@ impl State {
         }
         let port = |bound: &udp::Bound| bound.socket.local_addr().map(|addr| addr.port());
         let ports = port(&rtp).and_then(|rtp_port| Ok(PortPair { rtp: rtp_port, rtcp: port(&rtcp)? }));
-        let pair = ports.map_err(|error| OpError::Io(error.to_string()))?;
-        Ok((Step::OpenUdpInput { stream, input, rtp, rtcp }, Some(pair)))
+        let ports = ports.map_err(|error| OpError::Io(error.to_string()))?;
+        self.next_pair += 1;
+        let id = PairId(self.next_pair);
+        self.pairs.push(KnownPair { id, local, worker, ports, peers: vec![peer] });
+        let step = Step::OpenUdpInput { stream, input, pair: id, bound: Some((rtp, rtcp)) };
+        Ok((step, Some((id, peer))))
+    }
+
+    /// An address no longer uses a pair; the last one closes it, as the worker does on its side.
+    fn release(&mut self, id: PairId, peer: Option<IpAddr>) {
+        let Some(index) = self.pairs.iter().position(|pair| pair.id == id) else { return };
+        if let Some(pair) = self.pairs.get_mut(index) {
+            pair.peers.retain(|known| Some(*known) != peer);
+            if pair.peers.is_empty() {
+                self.pairs.swap_remove(index);
+            }
+        }
     }
 
     /// The worker's step of a change; `None` for those that have a way of their own.
-    fn step_of(&self, stream: StreamId, change: FlowChange) -> Option<Step> {
+    fn step_of(stream: StreamId, change: FlowChange) -> Option<Step> {
         Some(match change {
             FlowChange::OpenStream { stream } => Step::OpenStream(stream),
             FlowChange::Describe { row } => Step::Describe(row),
@@ -444,4 +515,18 @@ impl State {
             FlowChange::OpenInput { .. } | FlowChange::ArmLeg { .. } => return None,
         })
     }
+}
+
+/// A step that opens an input, and the pair it took.
+type Opened = (Step, Option<(PairId, IpAddr)>);
+
+fn udp_peer(input: &InputRow) -> Option<IpAddr> {
+    match input.encap {
+        Encap::Udp { peer, .. } => Some(peer.to_canonical()),
+        Encap::Interleaved { .. } => None,
+    }
+}
+
+fn peer_of(row: Option<&Row>, track: TrackId) -> Option<IpAddr> {
+    row?.inputs.iter().find(|input| input.track == track).and_then(udp_peer)
 }

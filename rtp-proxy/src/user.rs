@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::install::Installer;
 use crate::stats::Snapshot;
 
+pub(crate) mod input_pair;
 mod io_buffers;
 mod leg;
 mod stream;
@@ -170,8 +171,8 @@ impl Workers {
                 Err(error) => return Err(error),
             }
         }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = config.threads.unwrap_or(cores.saturating_sub(1)).max(1);
+        let cores = allowed_cores();
+        let count = config.threads.unwrap_or(cores.len().saturating_sub(1)).max(1);
         let mut handles = Vec::with_capacity(count);
         let mut receivers = Vec::with_capacity(count);
         for index in 0..count {
@@ -184,7 +185,12 @@ impl Workers {
             let start = worker::Start {
                 index,
                 // The control thread has the first core to itself where there is more than one.
-                core: config.pin.then_some(if cores > count { index + 1 } else { index % cores }),
+                core: cores
+                    .iter()
+                    .cycle()
+                    .nth(index + usize::from(cores.len() > count))
+                    .copied()
+                    .filter(|_| config.pin),
                 players: players.clone(),
                 workers: handles.clone(),
                 events: events.clone(),
@@ -248,6 +254,14 @@ impl Workers {
             }
         }
     }
+}
+
+/// Cores that this process may run on; a container or `taskset` may have left it few.
+fn allowed_cores() -> Vec<usize> {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
+    let cores: Vec<_> =
+        (0..nix::sched::CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect();
+    if cores.is_empty() { vec![0] } else { cores }
 }
 
 fn open_players(address: IpAddr, port: u16, config: &WorkerConfig) -> io::Result<PlayerPair> {

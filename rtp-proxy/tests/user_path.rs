@@ -1,5 +1,7 @@
 //! The user-space path over loopback sockets: rows and legs in, packets out.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -97,12 +99,16 @@ struct Lab {
 
 impl Lab {
     async fn start() -> Self {
+        Self::start_with(0..=0).await
+    }
+
+    async fn start_with(input_ports: std::ops::RangeInclusive<u16>) -> Self {
         let config = WorkerConfig {
             threads: Some(1),
             pin: false,
             player_port: 0,
             player_addresses: vec![V4, V6],
-            input_ports: 0..=0,
+            input_ports,
             receive_buffer: 1 << 20,
             send_buffer: 1 << 20,
         };
@@ -794,4 +800,81 @@ fn a_thousand_frames_on_unknown_channels_close_the_connection() {
             }
         }
     });
+}
+
+#[test]
+fn cameras_of_different_addresses_share_the_range_of_ports() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    runtime.block_on(local.run_until(async {
+        // Room for two pairs.
+        let probe = Pair::open(V4).await;
+        let first = probe.rtp_addr().port();
+        drop(probe);
+        let mut lab = Lab::start_with(first..=first + 3).await;
+        let track = lab.row.tracks[0].clone();
+        let tracks = [0, 1].map(|n| TrackRow { track: TrackId(n), ..track.clone() });
+        let mut cameras = Vec::new();
+        for n in 1..=64u8 {
+            let ip = IpAddr::V4(Ipv4Addr::new(127, 0, 1, n));
+            let pairs = [Pair::open(ip).await, Pair::open(ip).await];
+            let inputs = pairs.iter().enumerate().map(|(i, pair)| {
+                let mut input = Lab::udp_input(pair, 1);
+                input.track = TrackId(i as u8);
+                if let Encap::Udp { local, .. } = &mut input.encap {
+                    *local = V4;
+                }
+                input
+            });
+            let stream = StreamId::new(u64::from(n), [n; 10]);
+            let row = Row {
+                stream,
+                name: format!("cam{n}"),
+                tracks: tracks.to_vec(),
+                inputs: inputs.collect(),
+                silence: Duration::from_secs(10),
+            };
+            let state = lab.installer.submit_row(RowOp::Upsert(Epoch(1), row)).await.unwrap();
+            let ports: Vec<_> = state.inputs.iter().map(|input| input.local.unwrap()).collect();
+            assert_ne!(ports[0], ports[1], "two tracks of one address never share");
+            cameras.push((stream, pairs, ports));
+        }
+        for (n, (_, pairs, ports)) in cameras.iter().enumerate() {
+            for (pair, port) in pairs.iter().zip(ports) {
+                for i in 0..=n as u16 {
+                    pair.rtp.send_to(&rtp(i, 0, n as u32 + 1, 100), (V4, port.rtp)).await.unwrap();
+                }
+            }
+        }
+        // A third track of one address has no pair left: 453, and nothing else changes.
+        let third = Pair::open(IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1))).await;
+        let mut input = Lab::udp_input(&third, 1);
+        if let Encap::Udp { local, .. } = &mut input.encap {
+            *local = V4;
+        }
+        lab.row.inputs = vec![input];
+        let full = lab.installer.submit_row(RowOp::Upsert(Epoch(1), lab.row.clone())).await;
+        assert!(matches!(full, Err(msm_control_plane::event::OpError::Exhausted(_))), "{full:?}");
+        let total: u64 = (1..=64).sum::<u64>() * 2;
+        loop {
+            let streams = lab.workers.snapshot().await.streams;
+            let count = |stream: StreamId| -> Vec<u64> {
+                let stats = streams.iter().find(|stats| stats.stream == stream).unwrap();
+                stats.tracks.iter().map(|track| track.packets).collect()
+            };
+            let all: Vec<_> = cameras.iter().map(|(stream, ..)| count(*stream)).collect();
+            if all.iter().flatten().sum::<u64>() == total {
+                for (n, packets) in all.iter().enumerate() {
+                    assert_eq!(*packets, [n as u64 + 1; 2], "each camera's own");
+                }
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        // Ports come back when their last camera leaves.
+        for (stream, ..) in &cameras {
+            lab.installer.submit_row(RowOp::Remove(Epoch(1), *stream)).await.unwrap();
+        }
+        lab.installer.submit_row(RowOp::Upsert(Epoch(1), lab.row.clone())).await.unwrap();
+    }));
 }

@@ -17,10 +17,9 @@ use msm_graph::{
 use msm_media::{
     ClockRate, Codec, InputConfig, InputEvent, InputOutput, PeerLock, PeerVerdict, RtcpPass, TrackInput,
 };
-use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 
+use super::input_pair::InputPair;
 use super::io_buffers::IoBuffers;
 use super::leg::{Drops, GateState, LegOut};
 use super::tcp::ConnSlot;
@@ -36,26 +35,10 @@ const ALIVE_EVERY: Duration = Duration::from_secs(1);
 /// ICMP errors, one second apart, that end a leg whose viewer sends no RTCP (SEC-28).
 const UNREACHABLE: u32 = 3;
 
-/// A socket of an input.
-#[derive(Debug)]
-pub(crate) struct InputSocket {
-    pub(crate) socket: Rc<UdpSocket>,
-    pub(crate) receive_buffer: usize,
-    pub(crate) task: AbortHandle,
-    /// `SO_RXQ_OVFL` as last seen.
-    pub(crate) overflow: u32,
-}
-
-impl Drop for InputSocket {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// Where one track enters.
 #[derive(Debug)]
 pub(crate) enum Entry {
-    Udp { rtp: InputSocket, rtcp: InputSocket, lock: PeerLock, peer: IpAddr, peer_rtcp: Option<u16> },
+    Udp { pair: Rc<InputPair>, lock: PeerLock, peer: IpAddr, peer_rtcp: Option<u16> },
     Channels { slot: Rc<ConnSlot>, rtcp: u8, peer: Option<SocketAddr> },
 }
 
@@ -182,7 +165,7 @@ impl Stream {
         let payload_types = &track.row.payload_types;
         let Some(input) = &mut track.input else { return };
         let msm_graph::Encap::Udp { peer, peer_rtp, peer_rtcp, .. } = row.encap else { return };
-        if let Entry::Udp { rtp, lock, peer_rtcp: known_rtcp, .. } = &mut input.entry {
+        if let Entry::Udp { pair, lock, peer_rtcp: known_rtcp, .. } = &mut input.entry {
             let named = lock.port().is_none() && peer_rtp.is_some();
             *lock = PeerLock::new(now, peer, peer_rtp, payload_types);
             *known_rtcp = peer_rtcp;
@@ -190,7 +173,7 @@ impl Stream {
                 let mut punch = [0; 12];
                 punch[0] = 0x80;
                 let to = Destination::new(SocketAddr::new(peer, port), None);
-                let _ = udp::send_one(rtp.socket.as_raw_fd(), &to, &punch);
+                let _ = udp::send_one(pair.rtp.as_raw_fd(), &to, &punch);
             }
         }
         input.row = row;
@@ -407,24 +390,23 @@ impl Stream {
         }
     }
 
-    /// Judges received datagrams by their source and handles what is left (SEC-2).
+    /// Judges received datagrams by their source and handles what is left (SEC-2). `only`: those of one
+    /// address, when several cameras share the port.
     pub(crate) fn handle_datagrams(
         &mut self,
         now: Instant,
         track: TrackId,
+        only: Option<IpAddr>,
         io: &mut IoBuffers,
         shared: &Shared,
     ) {
         io.packets.clear();
         io.frames.clear();
         let Some(known) = self.tracks.iter_mut().find(|known| known.row.track == track) else { return };
-        let Some(Input { entry: Entry::Udp { lock, rtp, .. }, .. }) = &mut known.input else { return };
-        if let Some(overflow) = io.receive.overflow() {
-            shared.count_overflow(&mut rtp.overflow, overflow, "input_rtp");
-        }
+        let Some(Input { entry: Entry::Udp { lock, .. }, .. }) = &mut known.input else { return };
         let mut strangers = 0u64;
         let mut released = None;
-        for datagram in io.receive.datagrams() {
+        for datagram in io.receive.datagrams().iter().filter(|datagram| datagram.is_from(only)) {
             let bytes = io.receive.bytes();
             if lock.port().is_some() {
                 // The bytes matter only while the port is being learned.
@@ -457,33 +439,29 @@ impl Stream {
         }
     }
 
-    /// An RTCP datagram arrived on the port of an input. `false`: not from its peer.
+    /// RTCP datagrams arrived on the port of an input.
     pub(crate) fn handle_rtcp_datagrams(
         &mut self,
         now: Instant,
         track: TrackId,
+        only: Option<IpAddr>,
         io: &mut IoBuffers,
         shared: &Shared,
     ) {
-        let datagrams: Vec<_> = io.receive.datagrams().to_vec();
+        let input = self.track_mut(track).and_then(|known| known.input.as_ref());
+        let Some(Input { entry: Entry::Udp { peer, .. }, .. }) = input else { return };
+        let peer = *peer;
+        let datagrams: Vec<_> = io.receive.datagrams().iter().copied().filter(|d| d.is_from(only)).collect();
         for datagram in datagrams {
-            let admitted = match self.track_mut(track).and_then(|known| known.input.as_mut()) {
-                Some(Input { entry: Entry::Udp { peer, rtcp, .. }, .. }) => {
-                    if let Some(overflow) = io.receive.overflow() {
-                        shared.count_overflow(&mut rtcp.overflow, overflow, "input_rtcp");
-                    }
-                    // RTP-43: the port is not derived; a source behind a rewriting box has another one.
-                    datagram.from.ip().to_canonical() == *peer
-                }
-                _ => false,
-            };
+            // RTP-43: the port is not derived; a source behind a rewriting box has another one.
+            let admitted = datagram.from.ip().to_canonical() == peer;
             for piece in datagram.segments() {
-                if !admitted {
+                if admitted {
+                    let compound = io.receive.bytes().get(piece.range()).unwrap_or_default().to_vec();
+                    self.handle_rtcp(now, track, &compound, io, shared);
+                } else {
                     self.drops.count(DropReason::UnknownSource, 1);
-                    continue;
                 }
-                let compound = io.receive.bytes().get(piece.range()).unwrap_or_default().to_vec();
-                self.handle_rtcp(now, track, &compound, io, shared);
             }
         }
     }
@@ -660,15 +638,6 @@ impl Stream {
         }
         all
     }
-
-    pub(crate) fn input_buffers(&self) -> impl Iterator<Item = (&'static str, usize)> {
-        self.tracks.iter().filter_map(|track| track.input.as_ref()).flat_map(|input| match &input.entry {
-            Entry::Udp { rtp, rtcp, .. } => {
-                vec![("input_rtp", rtp.receive_buffer), ("input_rtcp", rtcp.receive_buffer)]
-            }
-            Entry::Channels { .. } => Vec::new(),
-        })
-    }
 }
 
 fn track_stats(track: &Track, now: Instant) -> TrackStats {
@@ -729,12 +698,12 @@ fn send_report(out: &mut LegOut, now: Instant, media: &TrackInput, io: &mut IoBu
 /// RTCP to the source, on the way it came.
 fn send_upstream(input: &mut Input, compound: &[u8], now: Instant) {
     match &mut input.entry {
-        Entry::Udp { rtcp, lock, peer, peer_rtcp, .. } => {
+        Entry::Udp { pair, lock, peer, peer_rtcp } => {
             // RTSP-15: its RTCP port, else the RTP port in use + 1.
             let port = peer_rtcp.or_else(|| lock.port().and_then(|port| port.checked_add(1)));
             if let Some(port) = port {
                 let to = Destination::new(SocketAddr::new(*peer, port), None);
-                let _ = udp::send_one(rtcp.socket.as_raw_fd(), &to, compound);
+                let _ = udp::send_one(pair.rtcp.as_raw_fd(), &to, compound);
             }
         }
         Entry::Channels { slot, rtcp, .. } => {

@@ -20,7 +20,7 @@ use msm_control_plane::event::{ConnEnd, OpError};
 use msm_graph::{ConnId, LegId, StreamId, TrackId};
 use msm_rtsp::conn::{CloseReason, Conn, ConnEvent, Role};
 use msm_rtsp::message::{Request, Response};
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -35,6 +35,10 @@ const COMMANDS: usize = 256;
 const SLICES: usize = 64;
 /// Frames handed on together, before other work gets a turn.
 const FRAMES: usize = 128;
+
+/// Longest wait, and most bytes, between our last word and the close.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 64 * 1024;
 
 /// What the owner of a connection may ask of it.
 #[derive(Debug)]
@@ -309,23 +313,32 @@ async fn run(parts: ConnParts, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
                 shared.forget_conn(&slot);
             }
             let events = driver.inbox.events.clone();
-            linger(&driver.stream);
-            drop(driver);
+            let Driver { mut stream, .. } = driver;
+            let lingers = !matches!(end, ConnEnd::Peer | ConnEnd::Io(_));
             let _ = events.send(UserEvent::Closed { conn: id, end }).await;
+            if lingers {
+                linger(&mut stream).await;
+            }
         }
         (Outcome::Move(..), None) => {}
     }
 }
 
-/// Unread bytes would turn the close into a reset, and the peer might lose our last response to it.
-fn linger(stream: &TcpStream) {
-    let _ = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);
-    let mut scrap = [0; 4096];
-    for _ in 0..16 {
-        if !matches!(stream.try_read(&mut scrap), Ok(n) if n > 0) {
-            break;
+/// Unread bytes would turn the close into a reset, and the peer might lose our last response to it: tells
+/// the peer that nothing follows and waits a little for it to hang up.
+async fn linger(stream: &mut TcpStream) {
+    let _ = stream.shutdown().await;
+    let discard = async {
+        let mut scrap = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while let Ok(read @ 1..) = stream.read(&mut scrap).await {
+            left = left.saturating_sub(read);
+            if left == 0 {
+                break;
+            }
         }
-    }
+    };
+    let _ = tokio::time::timeout(LINGER, discard).await;
 }
 
 enum Outcome {

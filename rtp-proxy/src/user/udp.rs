@@ -12,6 +12,8 @@ use std::ptr;
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Datagrams of one receive call, and at most that many segments in one send (`performance.md` 1.4:
 /// senders stay at 64, older kernels stop there).
@@ -134,6 +136,11 @@ pub(crate) struct Datagram {
 }
 
 impl Datagram {
+    /// Whether it came from this address; any, if none is given.
+    pub(crate) fn is_from(&self, only: Option<IpAddr>) -> bool {
+        only.is_none_or(|ip| self.from.ip().to_canonical() == ip)
+    }
+
     /// The packets inside, in order.
     pub(crate) fn segments(&self) -> impl Iterator<Item = Piece> + use<> {
         let (start, len, step) = (self.piece.offset, self.piece.len, self.segment.max(1));
@@ -318,12 +325,19 @@ fn decode_addr(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
     }
 }
 
+/// The larger of an IPv4 and an IPv6 address as the kernel wants it.
+const NAME: usize = size_of::<libc::sockaddr_in6>();
+
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+struct Name([u8; NAME]);
+
 /// Where to send, prepared once per leg: the address as the kernel wants it, and the source address where
 /// the kernel would choose another one than the viewer knows (RTSP-14).
 #[derive(Clone)]
 pub(crate) struct Destination {
     addr: SocketAddr,
-    name: libc::sockaddr_storage,
+    name: Name,
     name_len: libc::socklen_t,
     source: Option<IpAddr>,
 }
@@ -341,15 +355,11 @@ impl Destination {
     /// `source`: address to send from, `None` to leave it to the kernel, which is cheaper.
     pub(crate) fn new(addr: SocketAddr, source: Option<IpAddr>) -> Self {
         let sock = socket2::SockAddr::from(addr);
-        // SAFETY: all zeroes is a valid sockaddr_storage.
-        let mut name: libc::sockaddr_storage = unsafe { mem::zeroed() };
-        // SAFETY: SockAddr owns at least len() bytes at as_ptr(), never more than a sockaddr_storage.
+        let mut name = Name([0; NAME]);
+        // SAFETY: SockAddr owns len() bytes at as_ptr(); of those at most NAME are copied, into NAME bytes.
         unsafe {
-            ptr::copy_nonoverlapping(
-                sock.as_ptr().cast::<u8>(),
-                ptr::from_mut(&mut name).cast::<u8>(),
-                (sock.len() as usize).min(size_of::<libc::sockaddr_storage>()),
-            );
+            let len = (sock.len() as usize).min(NAME);
+            ptr::copy_nonoverlapping(sock.as_ptr().cast::<u8>(), name.0.as_mut_ptr(), len);
         }
         Self { addr, name, name_len: sock.len(), source }
     }
@@ -614,6 +624,14 @@ pub(crate) fn holder_of(port: u16) -> Option<String> {
         holds.then(|| format!("{} (pid {pid})", name.trim()))
     });
     holder.or_else(|| (!inodes.is_empty()).then(|| "another process".to_owned()))
+}
+
+/// Watches a socket for packets and for nothing else. With interest in writing, as `tokio::net::UdpSocket`
+/// registers it, every completed send would wake the worker a second time.
+pub(crate) fn readable(socket: UdpSocket) -> io::Result<AsyncFd<UdpSocket>> {
+    // SAFETY: UdpSocket owns its descriptor and always returns the same one; the AsyncFd owns the socket
+    // and hands out shared references only, so the descriptor stays open as long as it is registered.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// CPU time of the calling thread.

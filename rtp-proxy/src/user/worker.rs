@@ -21,13 +21,12 @@ use msm_graph::{
     PortPair, Report, Row, StreamId, TrackId,
 };
 use msm_media::{LegConfig, LegTrack, PeerLock, ResumePolicy};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 
+use super::input_pair::{InputPair, PairId};
 use super::io_buffers::IoBuffers;
 use super::leg::{Drops, GateState, LegOut, Way};
-use super::stream::{Entry, Input, InputSocket, Stream};
+use super::stream::{Entry, Input, Stream};
 use super::tcp::{ChannelOwner, ConnParts, ConnSlot, run_on_worker};
 use super::udp::{self, Bound, Destination};
 use super::{PlayerPair, PlayerSockets, UserEvent};
@@ -49,7 +48,7 @@ const RESUME_WAIT: Duration = Duration::from_secs(2);
 pub(crate) enum Step {
     OpenStream(StreamId),
     Describe(Row),
-    OpenUdpInput { stream: StreamId, input: InputRow, rtp: Bound, rtcp: Bound },
+    OpenUdpInput { stream: StreamId, input: InputRow, pair: PairId, bound: Option<(Bound, Bound)> },
     OpenChannelInput { stream: StreamId, input: InputRow, peer: Option<SocketAddr> },
     RetargetInput { stream: StreamId, input: InputRow },
     CloseInput { stream: StreamId, track: TrackId },
@@ -167,6 +166,7 @@ pub(crate) struct Shared {
     legs: RefCell<HashMap<LegId, StreamId>>,
     conns: RefCell<HashMap<ConnId, Rc<ConnSlot>>>,
     peers: RefCell<HashMap<SocketAddr, PlayerPeer>>,
+    pairs: RefCell<HashMap<PairId, Rc<InputPair>>>,
     drops: RefCell<Drops>,
     overflows: RefCell<Vec<(&'static str, u64)>>,
     late_frames: RefCell<u64>,
@@ -211,6 +211,7 @@ async fn serve(start: Start, mut commands: mpsc::Receiver<Command>) {
         legs: RefCell::default(),
         conns: RefCell::default(),
         peers: RefCell::default(),
+        pairs: RefCell::default(),
         drops: RefCell::default(),
         overflows: RefCell::default(),
         late_frames: RefCell::default(),
@@ -292,6 +293,11 @@ impl Shared {
         self.drops.borrow_mut().count(DropReason::Policy, 1);
     }
 
+    /// Packets for a media port of ours that belong to nobody.
+    pub(crate) fn count_strangers(&self, packets: u64) {
+        self.drops.borrow_mut().count(DropReason::UnknownSource, packets);
+    }
+
     fn stream(&self, stream: StreamId) -> Option<Rc<RefCell<Stream>>> {
         self.streams.borrow().get(&stream).cloned()
     }
@@ -349,7 +355,12 @@ impl Shared {
         match command {
             Command::Apply { steps, answer } => {
                 let result = steps.into_iter().try_for_each(|step| self.apply(step));
-                let _ = answer.send(result);
+                // Tasks that were ended close their sockets at their next turn, which comes before this one:
+                // when the answer is there, ports that were given up can be opened again.
+                tokio::task::spawn_local(async move {
+                    tokio::task::yield_now().await;
+                    let _ = answer.send(result);
+                });
             }
             Command::LegStates { stream, leg, answer } => {
                 let states = self
@@ -408,10 +419,10 @@ impl Shared {
             Step::Describe(row) => {
                 find(row.stream)?.borrow_mut().describe(now, row, &mut random_u32);
             }
-            Step::OpenUdpInput { stream, input, rtp, rtcp } => {
+            Step::OpenUdpInput { stream, input, pair, bound } => {
                 let cell = find(stream)?;
                 let entry =
-                    self.open_udp(&cell, &input, rtp, rtcp).map_err(|e| OpError::Io(e.to_string()))?;
+                    self.open_udp(&cell, &input, pair, bound).map_err(|e| OpError::Io(e.to_string()))?;
                 let old = cell.borrow_mut().set_input(now, input, entry);
                 self.close_input(stream, old);
             }
@@ -476,63 +487,29 @@ impl Shared {
         self: &Rc<Self>,
         cell: &Rc<RefCell<Stream>>,
         input: &InputRow,
-        rtp: Bound,
-        rtcp: Bound,
+        id: PairId,
+        bound: Option<(Bound, Bound)>,
     ) -> io::Result<Entry> {
         let Encap::Udp { peer, peer_rtp, peer_rtcp, .. } = input.encap else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
+        let peer = peer.to_canonical();
+        if let Some((rtp, rtcp)) = bound {
+            let pair = InputPair::open(self.clone(), id, rtp, rtcp)?;
+            self.pairs.borrow_mut().insert(id, pair);
+        }
+        let pair = self.pairs.borrow().get(&id).cloned().ok_or(io::ErrorKind::NotFound)?;
+        pair.add_route(peer, Rc::downgrade(cell), input.track);
         let payload_types = {
             let mut stream = cell.borrow_mut();
             stream.track_mut(input.track).map(|track| track.row.payload_types.clone()).unwrap_or_default()
         };
-        Ok(Entry::Udp {
-            rtp: self.receive_input(cell, input.track, rtp, Kind::Rtp)?,
-            rtcp: self.receive_input(cell, input.track, rtcp, Kind::Rtcp)?,
-            lock: PeerLock::new(Instant::now(), peer, peer_rtp, &payload_types),
-            peer: peer.to_canonical(),
-            peer_rtcp,
-        })
-    }
-
-    fn receive_input(
-        self: &Rc<Self>,
-        cell: &Rc<RefCell<Stream>>,
-        track: TrackId,
-        bound: Bound,
-        kind: Kind,
-    ) -> io::Result<InputSocket> {
-        let socket = Rc::new(UdpSocket::from_std(bound.socket)?);
-        let (shared, stream, receiver) = (self.clone(), Rc::downgrade(cell), socket.clone());
-        let task = tokio::task::spawn_local(async move {
-            loop {
-                if receiver.readable().await.is_err() {
-                    return;
-                }
-                let Some(stream) = stream.upgrade() else { return };
-                // Answering WouldBlock after a batch that emptied the socket spares the call that would
-                // only find that out: what comes later raises readiness again.
-                let _ = receiver.try_io(Interest::READABLE, || {
-                    shared.receive(&receiver, |now, io| {
-                        let mut stream = stream.borrow_mut();
-                        match kind {
-                            Kind::Rtp => stream.handle_datagrams(now, track, io, &shared),
-                            Kind::Rtcp => stream.handle_rtcp_datagrams(now, track, io, &shared),
-                        }
-                    })
-                });
-            }
-        });
-        Ok(InputSocket {
-            socket,
-            receive_buffer: bound.receive_buffer,
-            task: task.abort_handle(),
-            overflow: 0,
-        })
+        let lock = PeerLock::new(Instant::now(), peer, peer_rtp, &payload_types);
+        Ok(Entry::Udp { pair, lock, peer, peer_rtcp })
     }
 
     /// Receives batches and has each handled. `WouldBlock` says that the socket is empty.
-    fn receive(
+    pub(crate) fn receive(
         &self,
         socket: &impl AsRawFd,
         mut handle: impl FnMut(Instant, &mut IoBuffers),
@@ -554,14 +531,22 @@ impl Shared {
     }
 
     fn close_input(&self, stream: StreamId, old: Option<Input>) {
-        let Some(Input { row, entry: Entry::Channels { slot, .. }, .. }) = old else { return };
-        slot.unbind(false, |owner| match owner {
-            ChannelOwner::InputRtp { stream: of, track } | ChannelOwner::InputRtcp { stream: of, track } => {
-                *of == stream && *track == row.track
+        let Some(Input { row, entry, .. }) = old else { return };
+        match entry {
+            Entry::Udp { pair, peer, .. } => {
+                if pair.remove_route(peer) {
+                    self.pairs.borrow_mut().remove(&pair.id);
+                }
             }
-            _ => false,
-        });
-        self.forget_unused(&slot);
+            Entry::Channels { slot, .. } => {
+                slot.unbind(false, |owner| match owner {
+                    ChannelOwner::InputRtp { stream: of, track }
+                    | ChannelOwner::InputRtcp { stream: of, track } => *of == stream && *track == row.track,
+                    _ => false,
+                });
+                self.forget_unused(&slot);
+            }
+        }
     }
 
     fn forget_unused(&self, slot: &ConnSlot) {
@@ -678,7 +663,7 @@ impl Shared {
         for (socket, kind, name) in
             [(&pair.rtp, Kind::Rtp, "player_rtp"), (&pair.rtcp, Kind::Rtcp, "player_rtcp")]
         {
-            let socket = socket.try_clone().and_then(UdpSocket::from_std);
+            let socket = socket.try_clone().and_then(udp::readable);
             let socket = match socket {
                 Ok(socket) => socket,
                 Err(error) => {
@@ -689,9 +674,9 @@ impl Shared {
             let shared = self.clone();
             tokio::task::spawn_local(async move {
                 let mut overflow = 0;
-                while socket.readable().await.is_ok() {
-                    let _ = socket.try_io(Interest::READABLE, || {
-                        shared.receive(&socket, |_, io| {
+                while let Ok(mut ready) = socket.readable().await {
+                    let _ = ready.try_io(|socket| {
+                        shared.receive(socket.get_ref(), |_, io| {
                             if let Some(now) = io.receive.overflow() {
                                 shared.count_overflow(&mut overflow, now, name);
                             }
@@ -795,10 +780,13 @@ impl Shared {
                 note("player_rtcp", pair.receive_buffer);
             }
         }
+        for pair in self.pairs.borrow().values() {
+            note("input_rtp", pair.receive_buffer);
+            note("input_rtcp", pair.receive_buffer);
+        }
         for stream in self.streams.borrow().values() {
             let stream = stream.borrow();
             drops.add(&stream.all_drops());
-            stream.input_buffers().for_each(|(socket, size)| note(socket, size));
             snapshot.streams.push(stream.stats(now));
         }
         for (name, overflows) in self.overflows.borrow().iter() {
@@ -833,8 +821,8 @@ impl Shared {
 }
 
 /// What a socket carries.
-#[derive(Debug, Clone, Copy)]
-enum Kind {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
     Rtp,
     Rtcp,
 }

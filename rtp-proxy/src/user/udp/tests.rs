@@ -16,7 +16,8 @@ fn pieces(lens: &[u32]) -> Vec<Piece> {
 
 #[test]
 fn runs_are_equal_sizes_with_a_shorter_last() {
-    let table: &[(&str, &[u32], &[(u32, u32, u16)])] = &[
+    type Case = (&'static str, &'static [u32], &'static [(u32, u32, u16)]);
+    let table: &[Case] = &[
         ("nothing", &[], &[]),
         ("one", &[172], &[(0, 1, 172)]),
         ("equal", &[172; 3], &[(0, 3, 172)]),

@@ -1,0 +1,138 @@
+//! A pair of ports that cameras and publishers send to.
+//!
+//! Owns the sockets, their receive tasks, and who is served by them: at most one track per camera address,
+//! so that the range of ports lasts for many cameras (`design.md`, Ports). A datagram is told apart by its
+//! source address alone; whether its port and content are admitted is the stream's business.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::{IpAddr, UdpSocket};
+use std::rc::{Rc, Weak};
+use std::time::Instant;
+
+use msm_graph::TrackId;
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+
+use super::io_buffers::IoBuffers;
+use super::stream::Stream;
+use super::udp::{self, Bound};
+use super::worker::{Kind, Shared};
+
+/// Names a pair; assigned by the executor, unique for the life of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PairId(pub(crate) u64);
+
+#[derive(Debug, Clone)]
+struct Route {
+    peer: IpAddr,
+    stream: Weak<RefCell<Stream>>,
+    track: TrackId,
+}
+
+/// An open pair.
+#[derive(Debug)]
+pub(crate) struct InputPair {
+    pub(crate) id: PairId,
+    pub(crate) rtp: Rc<AsyncFd<UdpSocket>>,
+    pub(crate) rtcp: Rc<AsyncFd<UdpSocket>>,
+    pub(crate) receive_buffer: usize,
+    routes: RefCell<Vec<Route>>,
+    tasks: RefCell<Vec<AbortHandle>>,
+    /// `SO_RXQ_OVFL` of both sockets as last seen.
+    overflow: [Cell<u32>; 2],
+}
+
+impl Drop for InputPair {
+    fn drop(&mut self) {
+        for task in self.tasks.borrow().iter() {
+            task.abort();
+        }
+    }
+}
+
+impl InputPair {
+    /// Starts to receive on two bound sockets.
+    pub(crate) fn open(shared: Rc<Shared>, id: PairId, rtp: Bound, rtcp: Bound) -> io::Result<Rc<Self>> {
+        let pair = Rc::new(Self {
+            id,
+            receive_buffer: rtp.receive_buffer.min(rtcp.receive_buffer),
+            rtp: Rc::new(udp::readable(rtp.socket)?),
+            rtcp: Rc::new(udp::readable(rtcp.socket)?),
+            routes: RefCell::default(),
+            tasks: RefCell::default(),
+            overflow: Default::default(),
+        });
+        for (socket, kind) in [(&pair.rtp, Kind::Rtp), (&pair.rtcp, Kind::Rtcp)] {
+            let task = receive(shared.clone(), Rc::downgrade(&pair), socket.clone(), kind);
+            pair.tasks.borrow_mut().push(tokio::task::spawn_local(task).abort_handle());
+        }
+        Ok(pair)
+    }
+
+    /// Serves a camera address from now on; it replaces one that was served for it before.
+    pub(crate) fn add_route(&self, peer: IpAddr, stream: Weak<RefCell<Stream>>, track: TrackId) {
+        let mut routes = self.routes.borrow_mut();
+        routes.retain(|route| route.peer != peer);
+        routes.push(Route { peer, stream, track });
+    }
+
+    /// Serves a camera address no longer. Returns whether nobody is left.
+    pub(crate) fn remove_route(&self, peer: IpAddr) -> bool {
+        let mut routes = self.routes.borrow_mut();
+        routes.retain(|route| route.peer != peer);
+        routes.is_empty()
+    }
+
+    fn handle(&self, now: Instant, kind: Kind, io: &mut IoBuffers, shared: &Shared) {
+        if let Some(total) = io.receive.overflow() {
+            let (cell, name) = match kind {
+                Kind::Rtp => (&self.overflow[0], "input_rtp"),
+                Kind::Rtcp => (&self.overflow[1], "input_rtcp"),
+            };
+            let mut last = cell.get();
+            shared.count_overflow(&mut last, total, name);
+            cell.set(last);
+        }
+        // One camera alone, the usual case: its lock judges strangers, too.
+        if let [route] = self.routes.borrow().as_slice() {
+            route.handle(now, kind, None, io, shared);
+            return;
+        }
+        for index in 0..io.receive.datagrams().len() {
+            let address = |i: usize| io.receive.datagrams().get(i).map(|d| d.from.ip().to_canonical());
+            let Some(from) = address(index) else { return };
+            if (0..index).any(|earlier| address(earlier) == Some(from)) {
+                continue;
+            }
+            let route = self.routes.borrow().iter().find(|route| route.peer == from).cloned();
+            if let Some(route) = route {
+                route.handle(now, kind, Some(from), io, shared);
+            } else {
+                let strangers = io.receive.datagrams().iter().filter(|d| d.is_from(Some(from)));
+                shared.count_strangers(strangers.map(|d| d.segments().count() as u64).sum());
+            }
+        }
+    }
+}
+
+impl Route {
+    fn handle(&self, now: Instant, kind: Kind, only: Option<IpAddr>, io: &mut IoBuffers, shared: &Shared) {
+        let Some(stream) = self.stream.upgrade() else { return };
+        let mut stream = stream.borrow_mut();
+        match kind {
+            Kind::Rtp => stream.handle_datagrams(now, self.track, only, io, shared),
+            Kind::Rtcp => stream.handle_rtcp_datagrams(now, self.track, only, io, shared),
+        }
+    }
+}
+
+async fn receive(shared: Rc<Shared>, pair: Weak<InputPair>, socket: Rc<AsyncFd<UdpSocket>>, kind: Kind) {
+    while let Ok(mut ready) = socket.readable().await {
+        let Some(pair) = pair.upgrade() else { return };
+        // Answering WouldBlock after a batch that emptied the socket spares the call that would only find
+        // that out: what comes later raises readiness again.
+        let _ = ready
+            .try_io(|socket| shared.receive(socket.get_ref(), |now, io| pair.handle(now, kind, io, &shared)));
+    }
+}
