@@ -90,6 +90,10 @@ fn parse_parameters<'a>(parts: impl Iterator<Item = &'a str>) -> impl Iterator<I
             None if value.contains(['"', '\\']) => return None,
             None => value,
         };
+        // A carriage return from a source would end our own header line (SEC-9).
+        if value.contains(char::is_control) {
+            return None;
+        }
         Some((name.trim().to_ascii_lowercase(), value))
     })
 }

@@ -269,6 +269,7 @@ fn a_challenge_cannot_add_parameters_to_our_answer() {
         "Digest realm=\"r\", nonce=\"n\"x=\"y, opaque=a\"b",
         "Digest realm=\"r\", nonce=\"n\", opaque=\"o\\",
         "Digest realm=\"r\", nonce=\"n\", opaque=o\\",
+        "Digest realm=\"r\", nonce=\"n\", opaque=\"o\rX-Y: z\"",
     ] {
         let mut client = ClientAuth::new(Some(Credentials::new("u", "p")), BasicPolicy::Refuse);
         client.handle_unauthorized([challenge].into_iter()).unwrap();
