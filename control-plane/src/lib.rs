@@ -285,8 +285,8 @@ impl ControlPlane {
                     self.end_session(now, key, reason.as_str(), true);
                 }
             }
-            Report::InputActive { stream, track } => self.observe_active(now, stream, Some(track)),
-            Report::InputAlive { stream } => self.observe_active(now, stream, None),
+            Report::InputActive { stream, track: _ } => self.observe_active(now, stream),
+            Report::InputAlive { stream } => self.observe_active(now, stream),
             Report::InputSilent { stream, silent_for, ever: _ } => {
                 self.observe_silent(now, stream, silent_for);
             }

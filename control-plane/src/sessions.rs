@@ -818,6 +818,11 @@ impl ControlPlane {
 }
 
 impl Session {
+    #[cfg(test)]
+    pub(crate) fn leg_is_attached(&self) -> bool {
+        self.attached
+    }
+
     /// The leg as it should be.
     fn spec(&self) -> LegSpec {
         LegSpec {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use msm_graph::{ConnId, Epoch, Row, RowOp, StreamId, TrackId};
+use msm_graph::{ConnId, Epoch, Row, RowOp, StreamId};
 use msm_rtsp::message::Status;
 use msm_rtsp::transport::Profile;
 use msm_rtsp::url::{SourceUrl, join_control};
@@ -336,7 +336,7 @@ impl ControlPlane {
         }
     }
 
-    pub(crate) fn observe_active(&mut self, now: Now, id: StreamId, track: Option<TrackId>) {
+    pub(crate) fn observe_active(&mut self, now: Now, id: StreamId) {
         let Some(stream) = self.catalog.get_mut(id) else { return };
         let is_new = stream.active_since.is_none();
         stream.active_since.get_or_insert(now.instant);
@@ -352,7 +352,7 @@ impl ControlPlane {
         if let Some(session) = publisher.and_then(|key| self.sessions.get_mut(&key)) {
             session.server.touch(now.instant);
         }
-        if is_new && track.is_some() {
+        if is_new {
             self.note_stream(id, NoteLevel::Info, "stream.active", "");
         }
     }

@@ -1,5 +1,6 @@
 //! The whole machine on virtual time, with a packet path and a camera that answer as real ones do.
 
+mod chaos;
 mod hostile;
 mod play;
 mod publish;
