@@ -28,8 +28,10 @@ use crate::user::tcp::ConnHandle;
 /// Results that may wait for the control loop.
 const RESULTS: usize = 1024;
 
-/// Lines about one peer or stream and event, per [`LINE_INTERVAL`].
-const LINE_BURST: u32 = 5;
+/// Lines of one event about one peer, per [`LINE_INTERVAL`].
+const PEER_LINES: u32 = 5;
+/// Lines of one event about one stream, per [`LINE_INTERVAL`]: its viewers share them.
+const STREAM_LINES: u32 = 20;
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The result of something that was started and did not block the loop.
@@ -77,7 +79,8 @@ pub struct Standalone {
     /// Events that executing an action brought about.
     echoes: VecDeque<Event>,
     metrics: Rc<Metrics>,
-    lines: LineLimiter<(&'static str, String)>,
+    peer_lines: LineLimiter<(&'static str, String)>,
+    stream_lines: LineLimiter<(&'static str, String)>,
     finished: bool,
 }
 
@@ -103,7 +106,8 @@ impl Standalone {
             results,
             echoes: VecDeque::new(),
             metrics,
-            lines: LineLimiter::new(LINE_BURST, LINE_INTERVAL),
+            peer_lines: LineLimiter::new(PEER_LINES, LINE_INTERVAL),
+            stream_lines: LineLimiter::new(STREAM_LINES, LINE_INTERVAL),
             finished: false,
         };
         (standalone, done)
@@ -285,7 +289,7 @@ impl Standalone {
 
     fn reject(&mut self, peer: SocketAddr, reason: &'static str) {
         self.metrics.observe_rejected(reason);
-        if let Some(suppressed) = self.lines.admit(Instant::now(), (reason, peer.ip().to_string())) {
+        if let Some(suppressed) = self.peer_lines.admit(Instant::now(), (reason, peer.ip().to_string())) {
             warn!(event = "input.rejected", %peer, reason, suppressed, "input rejected");
         }
     }
@@ -296,11 +300,17 @@ impl Standalone {
         if let Some(millis) = field("join_millis").and_then(|v| v.parse().ok()) {
             self.metrics.observe_join(field("warm") == Some("true"), Duration::from_millis(millis));
         }
-        let about = field("peer").map(|peer| peer.rsplit_once(':').map_or(peer, |(ip, _)| ip));
-        let about = about.or_else(|| field("stream_id")).or_else(|| field("name")).unwrap_or_default();
-        let Some(suppressed) = self.lines.admit(Instant::now(), (note.event, about.to_owned())) else {
-            return;
+        // What concerns a stream of ours is told per stream; the rest per peer, whoever it may be.
+        let now = Instant::now();
+        let admitted = match (field("stream_id"), field("peer")) {
+            (Some(stream), _) => self.stream_lines.admit(now, (note.event, stream.to_owned())),
+            (None, peer) => {
+                let ip =
+                    peer.and_then(|peer| peer.parse::<SocketAddr>().ok()).map(|peer| peer.ip().to_string());
+                self.peer_lines.admit(now, (note.event, ip.unwrap_or_default()))
+            }
         };
+        let Some(suppressed) = admitted else { return };
         let suppressed = (suppressed > 0).then_some(suppressed);
         let shown = |name: &str| field(name).map(|value| escape(&redact(value)).to_string());
         let named = ["stream_id", "name", "session_id", "peer", "reason"];
