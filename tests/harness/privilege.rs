@@ -65,7 +65,15 @@ pub fn granted(test: &str, needs: &[Need]) -> bool {
     if reasons.is_empty() {
         return true;
     }
-    let reason = reasons.join("; ");
+    skip(test, &reasons.join("; "));
+    false
+}
+
+/// Skips a test for a reason that only the test itself can find out.
+///
+/// # Panics
+/// Where `CI` is set.
+pub fn skip(test: &str, reason: &str) {
     assert!(!is_ci(), "{test} cannot run, and CI is set: {reason}");
     eprintln!("skipped {test}: {reason}");
     if let Some(path) = environment(ENV_SKIPS)
@@ -73,7 +81,6 @@ pub fn granted(test: &str, needs: &[Need]) -> bool {
     {
         writeln!(file, "{test}: {reason}").ok();
     }
-    false
 }
 
 const CAP_NET_ADMIN: u32 = 12;
