@@ -1,30 +1,28 @@
 //! RTSP sessions: drives `msm_rtsp::server`, turns its steps into row and leg operations, and answers
 //! when they are acknowledged: SETUP after the leg is attached, PLAY after its gate is armed.
 //!
-//! Publishers' half is `sessions/publish.rs`.
+//! `sessions/setup.rs` makes them, `sessions/finish.rs` ends them, `sessions/publish.rs` is the half of
+//! publishers.
 
+mod finish;
 mod publish;
+mod setup;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use msm_graph::{ConnId, LegEncap, LegId, LegOp, LegSpec, LegStart, LegState, LegTrack, StreamId, TrackId};
+use msm_graph::{ConnId, LegEncap, LegId, LegOp, LegSpec, LegStart, LegState, LegTrack, StreamId};
 use msm_rtsp::headers::{Range, RtpInfo};
 use msm_rtsp::message::{Method, Request, Response, Status};
-use msm_rtsp::server::{self, Role, ServerSession, SessionTimes, State, Step};
-use msm_rtsp::transport::{
-    ChannelRange, LinkSecurity, LowerPolicy, LowerTransport, PortRange, TransportPolicy, TransportSpec,
-    check_destination, negotiate, parse_transport,
-};
+use msm_rtsp::server::{Role, ServerSession, State, Step};
+use msm_rtsp::transport::{ChannelRange, LowerTransport, PortRange, TransportSpec};
 use msm_rtsp::url::RequestTarget;
 
-use crate::catalog::{Source, Stream};
+use crate::catalog::Source;
 use crate::conns::{Ticket, Wait, overload};
 use crate::event::{Action, NoteLevel, Now, OpError};
-use crate::quota::{Excess, Identity};
-use crate::streams::Wanted;
-use crate::timer::Wake;
+use crate::quota::Identity;
 use crate::{ControlPlane, Operation};
 
 /// How much of our reply time a gate may wait for a first packet.
@@ -179,286 +177,6 @@ impl ControlPlane {
         }
     }
 
-    /// SETUP of a viewer, or of a publisher whose ANNOUNCE came on this connection (RTSP-26).
-    pub(crate) fn set_up(
-        &mut self,
-        now: Now,
-        id: ConnId,
-        request: &Request,
-        target: &RequestTarget,
-        session: Option<SessionKey>,
-    ) {
-        let Some(url) = self.resource(id, target) else { return };
-        let announced = self.conns.get(&id).and_then(|conn| conn.announced);
-        let publishes = match session.and_then(|key| self.sessions.get(&key)) {
-            Some(session) => (session.server.role() == Role::Record).then_some(session.stream),
-            None => announced.filter(|stream| self.is_published_url(*stream, url)),
-        };
-        if let Some(stream) = publishes {
-            return self.set_up_record(now, id, request, url, stream, session);
-        }
-        let Some(identity) = self.authorize(now, id, &url.name, request) else { return };
-        if self.ending.is_some() && session.is_none() {
-            return self.answer(id, overload());
-        }
-        let Some(offers) = self.offers(id, request) else { return };
-        let Some(stream) = self.find_stream(now, &url.name) else {
-            return self.answer_status(id, Status::NOT_FOUND);
-        };
-        if let Some(session) = session.and_then(|key| self.sessions.get(&key))
-            && (session.stream != stream || session.identity != identity)
-        {
-            return self.answer_status(id, Status::AGGREGATE_NOT_ALLOWED);
-        }
-        let description = match self.want_description(now, stream, id, false) {
-            Wanted::Waiting => return,
-            Wanted::Failed(status) => return self.answer_status(id, status),
-            Wanted::Ready(description) => description,
-        };
-        // The aggregate URL will do where there is one media (RTSP-30).
-        let mut usable = description.usable();
-        let only = usable.next().filter(|_| usable.next().is_none()).map(|track| track.index);
-        let Some(media) = url.track.or(only) else {
-            return self.answer_status(id, Status::AGGREGATE_NOT_ALLOWED);
-        };
-        if description.track(media).is_none() {
-            return self.answer_status(id, Status::NOT_FOUND);
-        }
-        let Some(offer) = self.choose(id, &offers, session) else { return };
-        if let Err(excess) = self.quotas.take_setup(now.instant, &identity) {
-            return self.refuse(id, excess);
-        }
-        // RECORD mode without an ANNOUNCE on this connection.
-        if offer.is_record() {
-            return self.answer_status(id, Status::METHOD_NOT_VALID_IN_THIS_STATE);
-        }
-        let Some(key) = session.or_else(|| {
-            self.make_session(now, id, identity, url.name.clone(), stream, &offer, Role::Play, 0)
-        }) else {
-            return;
-        };
-        let local = self.conns.get(&id).map(|conn| conn.local);
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        let url = match local {
-            Some(local) if request.uri.starts_with('/') => format!("rtsp://{local}{}", request.uri),
-            _ => request.uri.clone(),
-        };
-        session.urls.insert(media, url);
-        match session.server.handle_request(now.instant, request, Some(media)) {
-            Step::SetUp(media) => self.attach(id, key, media, offer),
-            Step::Respond(response) => self.answer(id, response),
-            _ => self.answer_status(id, Status::BAD_REQUEST),
-        }
-    }
-
-    /// The transports that a SETUP offers; a bad header is answered.
-    fn offers(&mut self, id: ConnId, request: &Request) -> Option<Vec<TransportSpec>> {
-        let mut values = request.headers.get_all("Transport");
-        let Some(first) = values.next() else {
-            drop(values);
-            self.answer_status(id, Status::UNSUPPORTED_TRANSPORT);
-            return None;
-        };
-        let joined = values.fold(first.to_owned(), |all, value| format!("{all},{value}"));
-        let offers = parse_transport(&joined).ok();
-        if offers.is_none() {
-            self.answer_status(id, Status::BAD_REQUEST);
-        }
-        offers
-    }
-
-    /// The transport to answer with; a refusal is answered.
-    fn choose(
-        &mut self,
-        id: ConnId,
-        offers: &[TransportSpec],
-        session: Option<SessionKey>,
-    ) -> Option<TransportSpec> {
-        // One lower transport per session (RTSP-19).
-        let lower = match session.and_then(|key| self.sessions.get(&key)).map(|s| s.server.lower()) {
-            None => LowerPolicy::Any,
-            Some(LowerTransport::Udp) => LowerPolicy::UdpOnly,
-            Some(LowerTransport::Tcp) => LowerPolicy::TcpOnly,
-        };
-        let policy = TransportPolicy { lower, link: LinkSecurity::Clear };
-        let Ok(offer) = negotiate(offers, policy) else {
-            self.answer_status(id, Status::UNSUPPORTED_TRANSPORT);
-            return None;
-        };
-        let peer = self.conns.get(&id)?.peer.ip();
-        if check_destination(offer, peer).is_err() {
-            self.note_peer(id, NoteLevel::Warn, "destination.prohibited", "");
-            self.answer_status(id, Status::FORBIDDEN);
-            return None;
-        }
-        Some(offer.clone())
-    }
-
-    fn refuse(&mut self, id: ConnId, excess: Excess) {
-        self.note_peer(id, NoteLevel::Warn, excess.as_str(), "");
-        match excess {
-            Excess::Rate => self.answer(id, overload()),
-            Excess::Sessions | Excess::Legs => self.answer_status(id, Status::NOT_ENOUGH_BANDWIDTH),
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the facts of a session, each of which one caller knows")]
-    fn make_session(
-        &mut self,
-        now: Now,
-        id: ConnId,
-        identity: Identity,
-        name: String,
-        stream: StreamId,
-        offer: &TransportSpec,
-        role: Role,
-        announced: usize,
-    ) -> Option<SessionKey> {
-        if let Err(excess) = self.quotas.add_session(&identity) {
-            self.refuse(id, excess);
-            return None;
-        }
-        let times = SessionTimes {
-            advertised: self.config.times.session_advertised,
-            enforced: self.config.times.session_enforced,
-            lease: self.config.times.lease,
-        };
-        let session_id = server::make_session_id(self.random());
-        let leg = self.make_leg_id(now);
-        self.last_session += 1;
-        let key = SessionKey(self.last_session);
-        let conn = self.conns.get(&id)?;
-        let lower = offer.lower().unwrap_or(LowerTransport::Udp);
-        let warm = self.catalog.get(stream).is_some_and(|stream| stream.active_since.is_some());
-        let server = ServerSession::new(now.instant, session_id.clone(), role, lower, announced, times);
-        let mut session = Session {
-            peer: conn.peer,
-            local: conn.local.ip(),
-            server,
-            conn: Some(id),
-            identity,
-            stream,
-            name,
-            leg,
-            tracks: Vec::new(),
-            urls: BTreeMap::new(),
-            warm,
-            attached: false,
-            counted: false,
-            starting: false,
-            legs_counted: 0,
-            lost_at: None,
-            began: now.instant,
-            armed: None,
-        };
-        self.timers.arm(&mut session.armed, session.server.expires_at(), Wake::Session(key));
-        self.sessions.insert(key, session);
-        self.session_ids.insert(session_id, key);
-        if role == Role::Play {
-            self.session_legs.insert(leg, key);
-            if let Some(stream) = self.catalog.get_mut(stream) {
-                stream.legs.insert(key);
-            }
-        }
-        self.bind_conn(key, id);
-        Some(key)
-    }
-
-    /// Counts one more leg of a session, unless it is the same media again.
-    fn count_leg(&mut self, id: ConnId, key: SessionKey, is_again: bool) -> bool {
-        if is_again {
-            return true;
-        }
-        let Some(session) = self.sessions.get_mut(&key) else { return false };
-        if let Err(excess) = self.quotas.add_leg(&session.identity) {
-            self.refuse(id, excess);
-            self.drop_if_empty(key);
-            return false;
-        }
-        session.legs_counted += 1;
-        true
-    }
-
-    /// A session whose first SETUP failed was none.
-    fn drop_if_empty(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.get(&key) else { return };
-        if !session.server.media().is_empty() {
-            return;
-        }
-        let Some(session) = self.forget_session(key) else { return };
-        if let Some(publication) = self.catalog.get_mut(session.stream).and_then(Stream::publication_mut)
-            && publication.session == Some(key)
-        {
-            publication.session = None;
-        }
-        self.settle(session.stream);
-    }
-
-    fn attach(&mut self, id: ConnId, key: SessionKey, media: usize, offer: TransportSpec) {
-        let Some(session) = self.sessions.get(&key) else { return };
-        let is_again = session.tracks.iter().any(|t| usize::from(t.track.0) == media);
-        if !self.count_leg(id, key, is_again) {
-            return;
-        }
-        let (Some(session), Some(conn)) = (self.sessions.get_mut(&key), self.conns.get_mut(&id)) else {
-            return;
-        };
-        let mut channels = None;
-        let encap = if session.server.lower() == LowerTransport::Tcp {
-            channels = conn.channels.allocate(offer.interleaved, (key, media));
-            channels
-                .and_then(|c| Some(LegEncap::Interleaved { conn: id, rtp: c.rtp, rtcp: c.rtcp_channel()? }))
-        } else {
-            // Always the RTSP peer's own address (SEC-1).
-            offer.client_port.and_then(|ports| {
-                let peer = conn.peer.ip();
-                let rtcp = SocketAddr::new(peer, ports.rtcp_port()?);
-                Some(LegEncap::Udp { rtp: SocketAddr::new(peer, ports.rtp), rtcp, local: conn.local.ip() })
-            })
-        };
-        let Some(encap) = encap else {
-            self.answer_status(id, Status::NOT_ENOUGH_BANDWIDTH);
-            return self.drop_if_empty(key);
-        };
-        let feedback = offer.profile().is_some_and(msm_rtsp::transport::Profile::is_feedback);
-        let track = LegTrack { track: TrackId(media as u8), encap, feedback };
-        let before = session.tracks.iter().find(|t| t.track == track.track).cloned();
-        session.tracks.retain(|t| t.track != track.track);
-        session.tracks.push(track);
-        session.tracks.sort_by_key(|t| t.track);
-        session.attached = true;
-        let (spec, stream) = (session.spec(), session.stream);
-        self.ensure_row(stream);
-        let ticket = self.ticket(id);
-        self.wait(id, Wait::SetUp(PendingSetup { key, media, offer, channels, before }));
-        self.send_leg(LegOp::Attach(spec), Operation::Request(ticket));
-    }
-
-    /// Takes back a SETUP that the packet path refused, or did not acknowledge in time.
-    pub(crate) fn undo_setup(&mut self, now: Now, pending: PendingSetup) {
-        let PendingSetup { key, media, before, .. } = pending;
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        if session.server.role() == Role::Record {
-            return self.undo_record_setup(now, key, media);
-        }
-        session.tracks.retain(|t| usize::from(t.track.0) != media);
-        if before.is_none() {
-            session.legs_counted = session.legs_counted.saturating_sub(1);
-            let identity = session.identity.clone();
-            if let Some(conn) = session.conn.and_then(|id| self.conns.get_mut(&id)) {
-                conn.channels.release(&(key, media));
-            }
-            self.quotas.release(&identity, 0, 1);
-        } else if let Some(before) = before {
-            session.tracks.push(before);
-            session.tracks.sort_by_key(|t| t.track);
-        }
-        let is_empty = self.sessions.get(&key).is_some_and(|session| session.server.media().is_empty());
-        if is_empty {
-            self.finish_session(now, key, "setup_failed", Farewell::Silent);
-        }
-    }
-
     fn play(&mut self, now: Now, id: ConnId, key: SessionKey) {
         let reply = self.config.times.reply;
         let Some(session) = self.sessions.get_mut(&key) else { return };
@@ -586,32 +304,6 @@ impl ControlPlane {
         self.answer(id, response);
     }
 
-    fn answer_setup(
-        &mut self,
-        id: ConnId,
-        pending: &PendingSetup,
-        ports: Option<PortRange>,
-        ssrc: Option<u32>,
-    ) {
-        let Some(session) = self.sessions.get_mut(&pending.key) else {
-            return self.answer_status(id, Status::SESSION_NOT_FOUND);
-        };
-        let transport = match (pending.channels, ports) {
-            (Some(channels), _) => pending.offer.tcp_answer(channels, ssrc),
-            (None, Some(ports)) => pending.offer.udp_answer(ports, session.local, ssrc),
-            (None, None) => return self.answer(id, overload()),
-        };
-        let is_first = session.server.media().is_empty();
-        session.server.set_up(pending.media);
-        let response = Response::new(Status::OK)
-            .with("Session", session.server.header())
-            .with("Transport", transport.to_string());
-        self.answer(id, response);
-        if is_first {
-            self.note_session(pending.key, NoteLevel::Info, "leg.attached", "");
-        }
-    }
-
     fn answer_play(&mut self, now: Now, id: ConnId, key: SessionKey, starts: &[LegStart]) {
         let Some(session) = self.sessions.get(&key) else {
             return self.answer_status(id, Status::SESSION_NOT_FOUND);
@@ -681,114 +373,6 @@ impl ControlPlane {
         if is_waiting {
             self.fail_play(now, key, id, status);
         }
-    }
-
-    /// The connection of a session is gone (RTSP-21).
-    pub(crate) fn lose_conn(&mut self, now: Now, key: SessionKey, id: ConnId) {
-        let grace = self.config.times.grace;
-        let Some(session) = self.sessions.get_mut(&key).filter(|s| s.conn == Some(id)) else { return };
-        session.conn = None;
-        if session.server.lower() == LowerTransport::Tcp || session.server.media().is_empty() {
-            return self.finish_session(now, key, "connection_lost", Farewell::Silent);
-        }
-        if session.starting {
-            self.stop_counting(now, key);
-            let Some(session) = self.sessions.get(&key) else { return };
-            let leg = session.leg;
-            self.send_leg(LegOp::Pause { leg }, Operation::Unattended);
-        }
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        session.lost_at = Some(now.instant);
-        if session.server.role() == Role::Record
-            && let Some(stream) = self.catalog.get_mut(session.stream)
-        {
-            // Packets that still come will say so.
-            stream.active_since = None;
-        }
-        self.timers.arm(&mut session.armed, now.instant + grace, Wake::Session(key));
-    }
-
-    pub(crate) fn handle_session_timeout(&mut self, now: Now, key: SessionKey) {
-        let grace = self.config.times.grace;
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        session.armed = None;
-        let expires = session.server.expires_at();
-        let at = session.lost_at.map_or(expires, |lost| expires.min(lost + grace));
-        if at > now.instant {
-            return self.timers.arm(&mut session.armed, at, Wake::Session(key));
-        }
-        let reason = if session.lost_at.is_some() { "connection_lost" } else { "timeout" };
-        self.end_session(now, key, reason, true);
-    }
-
-    /// Ends a session of our own accord. `bye`: its viewer hears of it (RTP-24).
-    pub(crate) fn end_session(&mut self, now: Now, key: SessionKey, reason: &str, bye: bool) {
-        self.finish_session(now, key, reason, if bye { Farewell::Bye } else { Farewell::Silent });
-    }
-
-    fn finish_session(&mut self, now: Now, key: SessionKey, reason: &str, farewell: Farewell) {
-        self.note_session(key, NoteLevel::Info, "leg.closed", reason);
-        let Some(session) = self.forget_session(key) else { return };
-        let has_others =
-            session.conn.and_then(|id| self.conns.get(&id)).is_some_and(|conn| !conn.sessions.is_empty());
-        let to_close = session.conn.filter(|_| matches!(farewell, Farewell::Bye) && !has_others);
-        if session.server.role() == Role::Record || !session.attached {
-            match (farewell, to_close) {
-                (Farewell::Answer(ticket), _) => self.answer_status(ticket.conn, Status::OK),
-                (Farewell::Bye, Some(conn)) => self.close_conn(conn),
-                _ => {}
-            }
-        } else {
-            let bye = matches!(farewell, Farewell::Bye);
-            let operation = match farewell {
-                Farewell::Answer(ticket) => Operation::Request(ticket),
-                Farewell::Bye => {
-                    if let Some(ending) = &mut self.ending {
-                        ending.goodbyes += 1;
-                    }
-                    Operation::Goodbye(to_close)
-                }
-                Farewell::Silent => Operation::Unattended,
-            };
-            self.send_leg(LegOp::Detach { leg: session.leg, bye }, operation);
-        }
-        if session.server.role() == Role::Record {
-            self.release_publication(session.stream, Some(key));
-        }
-        self.update_demand(now, session.stream);
-        self.settle(session.stream);
-    }
-
-    /// The BYE of a leg is out.
-    pub(crate) fn complete_goodbye(&mut self, conn: Option<ConnId>) {
-        if let Some(id) = conn {
-            self.close_conn(id);
-        }
-        if let Some(ending) = &mut self.ending {
-            ending.goodbyes = ending.goodbyes.saturating_sub(1);
-        }
-    }
-
-    /// Takes a session out of every table.
-    fn forget_session(&mut self, key: SessionKey) -> Option<Session> {
-        let session = self.sessions.remove(&key)?;
-        self.session_ids.remove(session.server.id());
-        self.session_legs.remove(&session.leg);
-        self.quotas.release(&session.identity, 1, session.legs_counted);
-        if let Some(stream) = self.catalog.get_mut(session.stream) {
-            stream.legs.remove(&key);
-            if session.counted {
-                stream.playing = stream.playing.saturating_sub(1);
-            }
-        }
-        if let Some((id, conn)) = session.conn.and_then(|id| Some((id, self.conns.get_mut(&id)?))) {
-            conn.channels.release_where(|(owner, _)| *owner == key);
-            conn.sessions.remove(&key);
-            if conn.sessions.is_empty() {
-                self.actions.push_back(Action::Session { conn: id, exists: false });
-            }
-        }
-        Some(session)
     }
 
     /// Logs about a session, with the first characters of its id only.

@@ -5,7 +5,8 @@ use anyhow::Result;
 const LIMIT: usize = 500;
 
 /// Files that may be longer, each with its reason.
-const EXEMPT: &[(&str, &str)] = &[];
+const EXEMPT: &[(&str, &str)] =
+    &[("control-plane/src/upstream.rs", "the state machine of one camera session")];
 
 /// Names of files above the limit.
 pub(super) fn check() -> Result<Vec<String>> {
