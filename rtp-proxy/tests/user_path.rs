@@ -98,11 +98,11 @@ struct Lab {
 }
 
 impl Lab {
-    async fn start() -> Self {
-        Self::start_with(0..=0).await
+    fn start() -> Self {
+        Self::start_with(0..=0)
     }
 
-    async fn start_with(input_ports: std::ops::RangeInclusive<u16>) -> Self {
+    fn start_with(input_ports: std::ops::RangeInclusive<u16>) -> Self {
         let config = WorkerConfig {
             threads: Some(1),
             pin: false,
@@ -293,7 +293,7 @@ fn sender_report(ssrc: u32, ts: u32) -> Vec<u8> {
 fn run(test: impl AsyncFnOnce(Lab)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
-    runtime.block_on(local.run_until(async { test(Lab::start().await).await }));
+    runtime.block_on(local.run_until(async { test(Lab::start()).await }));
 }
 
 #[test]
@@ -811,7 +811,7 @@ fn cameras_of_different_addresses_share_the_range_of_ports() {
         let probe = Pair::open(V4).await;
         let first = probe.rtp_addr().port();
         drop(probe);
-        let mut lab = Lab::start_with(first..=first + 3).await;
+        let mut lab = Lab::start_with(first..=first + 3);
         let track = lab.row.tracks[0].clone();
         let tracks = [0, 1].map(|n| TrackRow { track: TrackId(n), ..track.clone() });
         let mut cameras = Vec::new();
