@@ -21,8 +21,8 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
         return NEXT;
     }
     // SAFETY: the context is valid for the whole run of the program.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    match judge(parse(Bytes::new(ctx.data(), ctx.data_end()), len, ifindex)) {
+    let (ifindex, gso_size) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).gso_size) };
+    match judge(parse(Bytes::new(ctx.data(), ctx.data_end()), len, ifindex), gso_size) {
         None => NEXT,
         Some(Verdict::Forward | Verdict::ToUser) => TC_ACT_OK,
         Some(Verdict::Drop(_)) => TC_ACT_SHOT,

@@ -11,7 +11,7 @@ use crate::stats::judge;
 pub(crate) fn ingress(ctx: &XdpContext) -> u32 {
     let (start, end) = (ctx.data(), ctx.data_end());
     let len = (end - start) as u32;
-    match judge(parse(Bytes::new(start, end), len, ctx.ingress_ifindex() as u32)) {
+    match judge(parse(Bytes::new(start, end), len, ctx.ingress_ifindex() as u32), 0) {
         None | Some(Verdict::Forward | Verdict::ToUser) => XDP_PASS,
         Some(Verdict::Drop(_)) => XDP_DROP,
     }

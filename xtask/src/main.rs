@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod demo;
+mod ebpf;
 mod fuzz;
 mod setup;
 mod test;
@@ -36,6 +37,8 @@ enum Verb {
     Setup(setup::SetupArgs),
     /// Everything CI checks without privilege: format, lints, licences, layers, sizes, docs, tier 0
     Check(check::CheckArgs),
+    /// Build the kernel programs; load and verify them
+    Ebpf(ebpf::EbpfArgs),
     /// Run the test tiers that privileges and installed programs allow
     Test(test::TestArgs),
     /// Real cameras, the proxy and real viewers on this machine, with live figures
@@ -62,6 +65,7 @@ fn start(verb: Verb) -> Result<()> {
     match verb {
         Verb::Setup(args) => setup::run(&args),
         Verb::Check(args) => check::run(&args),
+        Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),

@@ -25,7 +25,7 @@ pub(crate) struct Package {
     why: &'static str,
 }
 
-const fn package(name: &'static str, why: &'static str) -> Package {
+pub(crate) const fn package(name: &'static str, why: &'static str) -> Package {
     Package { name, why }
 }
 
@@ -65,6 +65,9 @@ pub(crate) fn run(args: &SetupArgs) -> Result<()> {
             let version = format!("cargo-deny@{CARGO_DENY_VERSION}");
             crate::run(&mut cargo(&["install", "--locked", "--debug", &version]))?;
         }
+    }
+    if !args.without_ebpf {
+        crate::ebpf::setup(args.dry_run)?;
     }
     say(if args.dry_run { "nothing was changed" } else { "set-up is complete" });
     Ok(())

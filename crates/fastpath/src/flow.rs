@@ -123,9 +123,9 @@ abi! {
         pub bytes: u64,
         /// Packets dropped on the flow.
         pub dropped: u64,
-        /// RTP timestamp of the last admitted packet.
+        /// RTP timestamp of the last admitted packet, the first segment of a super-packet.
         pub last_timestamp: u32,
-        /// Sequence number of the last admitted packet.
+        /// Sequence number, likewise.
         pub last_seq: u16,
         /// 1 once a packet was admitted.
         pub seen: u8,
@@ -139,10 +139,12 @@ impl FlowStats {
     pub const ZERO: Self =
         Self { packets: 0, bytes: 0, dropped: 0, last_timestamp: 0, last_seq: 0, seen: 0, pad: 0 };
 
-    /// Counts one admitted datagram of `bytes` UDP payload; `header` is `None` on flows that carry no RTP.
+    /// Counts admitted datagrams: `segments` of a super-packet or 1, `bytes` of UDP payload in all.
+    /// `header`: of the first of them, `None` on flows that carry no RTP.
     #[inline]
-    pub const fn count(&mut self, header: Option<&RtpFixed>, bytes: u64) {
-        self.packets = self.packets.wrapping_add(1);
+    pub const fn count(&mut self, header: Option<&RtpFixed>, segments: u32, bytes: u32) {
+        let (segments, bytes) = (segments as u64, bytes as u64);
+        self.packets = self.packets.wrapping_add(segments);
         self.bytes = self.bytes.wrapping_add(bytes);
         if let Some(header) = header {
             self.last_seq = header.seq();
@@ -151,10 +153,10 @@ impl FlowStats {
         self.seen = 1;
     }
 
-    /// Counts one dropped datagram.
+    /// Counts dropped datagrams.
     #[inline]
-    pub const fn count_drop(&mut self) {
-        self.dropped = self.dropped.wrapping_add(1);
+    pub const fn count_drop(&mut self, segments: u32) {
+        self.dropped = self.dropped.wrapping_add(segments as u64);
     }
 }
 

@@ -1,0 +1,231 @@
+//! The programs attached to a veth, under real UDP traffic.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use aya::programs::tc::SchedClassifierLink;
+use aya::programs::xdp::XdpLink;
+use aya::programs::{SchedClassifier, TcAttachType};
+use msm_fastpath::limits::{COUNT_FORWARD, COUNT_UNPARSED};
+use msm_fastpath::{DropReason, FlowKind};
+use msm_tests::lab::{Lab, Node};
+use msm_tests::privilege::{Need, granted};
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use rtp_proxy::kernel::load::Kernel;
+use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+
+use crate::frame::{Frame, rtp};
+use crate::{PAYLOAD_TYPE, SSRC, entry, kernel, key, key6};
+
+/// A sender and a receiver, joined by a veth pair; programs go on the receiver's end.
+struct Network {
+    _lab: Lab,
+    near: Node,
+    far: Node,
+    /// The receiver's end.
+    device: String,
+    /// The sender's end.
+    peer: String,
+}
+
+fn network() -> Result<Network> {
+    let mut lab = Lab::new()?;
+    let near = lab.node("sender")?;
+    let far = lab.node("receiver")?;
+    let (peer, device) =
+        lab.cable(&near, &["10.9.0.1/24", "fd09::1/64"], &far, &["10.9.0.2/24", "fd09::2/64"])?;
+    Ok(Network { _lab: lab, near, far, device, peer })
+}
+
+enum Link {
+    Tcx(SchedClassifierLink),
+    Xdp(XdpLink),
+}
+
+/// Sends good and bad RTP through the link and checks what arrives and what was counted.
+fn only_admitted_packets_arrive(net: &Network, kernel: &mut Kernel) -> Result<()> {
+    let ifindex = net.far.inside(|| if_nametoindex(net.device.as_str()))??;
+    kernel.insert_flow(&key(5004, 8062, ifindex), &entry(FlowKind::Rtp))?;
+    kernel.insert_flow(&key6(5004, 8062, ifindex), &entry(FlowKind::Rtp))?;
+    for (from, to) in [("10.9.0.1:5004", "10.9.0.2:8062"), ("[fd09::1]:5004", "[fd09::2]:8062")] {
+        let (from, to): (SocketAddr, SocketAddr) = (from.parse()?, to.parse()?);
+        let sender = net.near.inside(move || UdpSocket::bind(from))??;
+        let receiver = net.far.inside(move || UdpSocket::bind(to))??;
+        receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let before = kernel.counters()?;
+        for seq in 0..50 {
+            sender.send_to(&rtp(PAYLOAD_TYPE, seq, SSRC), to)?;
+            sender.send_to(&rtp(PAYLOAD_TYPE, seq, SSRC + 1), to)?;
+            sender.send_to(&rtp(PAYLOAD_TYPE + 1, seq, SSRC), to)?;
+        }
+        let mut packet = [0; 2_000];
+        for seq in 0..50 {
+            let len = receiver.recv(&mut packet).with_context(|| format!("packet {seq} to {to}"))?;
+            assert_eq!(packet[..len], rtp(PAYLOAD_TYPE, seq, SSRC), "packet {seq} to {to}");
+        }
+        for reason in [DropReason::Ssrc, DropReason::PayloadType] {
+            let dropped = || Ok(kernel.counters()?.dropped(reason) - before.dropped(reason));
+            reaches(reason.as_str(), 50, dropped)?;
+        }
+        let after = kernel.counters()?;
+        assert_eq!(after.verdict(COUNT_FORWARD) - before.verdict(COUNT_FORWARD), 50);
+        receiver.set_nonblocking(true)?;
+        assert!(receiver.recv(&mut packet).is_err(), "a packet that was not admitted arrived at {to}");
+    }
+    Ok(())
+}
+
+/// Waits until a count is `expected`: packets that nobody receives are counted when their softirq runs.
+fn reaches(what: &str, expected: u64, count: impl Fn() -> Result<u64>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while count()? < expected && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert_eq!(count()?, expected, "{what}");
+    Ok(())
+}
+
+/// What is not ours crosses the link: TCP, and UDP to a port without a flow.
+fn other_traffic_passes(net: &Network) -> Result<()> {
+    let listener = net.far.inside(|| std::net::TcpListener::bind("10.9.0.2:0"))??;
+    let address = listener.local_addr()?;
+    net.near.inside(move || std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5)))??;
+    let receiver = net.far.inside(|| UdpSocket::bind("10.9.0.2:0"))??;
+    receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let sender = net.near.inside(|| UdpSocket::bind("10.9.0.1:0"))??;
+    sender.send_to(b"not ours", receiver.local_addr()?)?;
+    let mut packet = [0; 16];
+    assert_eq!(receiver.recv(&mut packet)?, 8);
+    Ok(())
+}
+
+/// What hangs on the receiver's device.
+fn attached(net: &Network) -> Result<(usize, bool)> {
+    let device = net.device.as_str();
+    let (_, tcx) = net.far.inside(|| SchedClassifier::query_tcx(device, TcAttachType::Ingress))??;
+    Ok((tcx.len(), net.far.output("ip", &["-d", "link", "show", device])?.contains("prog/xdp")))
+}
+
+fn under_traffic(test: &str, attach: impl FnOnce(&mut Kernel, &str) -> Result<Link> + Send) -> Result<()> {
+    if !granted(test, &[Need::Namespaces]) {
+        return Ok(());
+    }
+    let Some(mut kernel) = kernel(test)? else { return Ok(()) };
+    let net = network()?;
+    let device = net.device.as_str();
+    let link = net.far.inside(|| attach(&mut kernel, device))??;
+    let hooks = attached(&net)?;
+    assert_eq!(hooks, if let Link::Tcx(_) = link { (1, false) } else { (0, true) });
+    only_admitted_packets_arrive(&net, &mut kernel)?;
+    other_traffic_passes(&net)?;
+    // Dropping the link detaches: nothing may outlive its owner.
+    match link {
+        Link::Tcx(link) => drop(link),
+        Link::Xdp(link) => drop(link),
+    }
+    assert_eq!(attached(&net)?, (0, false), "nothing is left on the device");
+    let programs = [kernel.tcx()?.info()?.id(), kernel.xdp()?.info()?.id()];
+    drop(kernel);
+    for info in aya::programs::loaded_programs() {
+        assert!(!programs.contains(&info?.id()), "a program outlived its owner");
+    }
+    Ok(())
+}
+
+#[test]
+fn tcx_on_a_veth_lets_only_admitted_packets_through() -> Result<()> {
+    under_traffic("tcx_on_a_veth_lets_only_admitted_packets_through", |kernel, device| {
+        Ok(Link::Tcx(kernel.attach_tcx(device)?))
+    })
+}
+
+#[test]
+fn xdp_on_a_veth_lets_only_admitted_packets_through() -> Result<()> {
+    under_traffic("xdp_on_a_veth_lets_only_admitted_packets_through", |kernel, device| {
+        Ok(Link::Xdp(kernel.attach_xdp(device)?))
+    })
+}
+
+/// A sender that segments in the kernel: the super-packet reaches TCX whole and counts by its segments.
+#[test]
+fn a_super_packet_is_judged_once_and_counted_by_its_segments() -> Result<()> {
+    let test = "a_super_packet_is_judged_once_and_counted_by_its_segments";
+    if !granted(test, &[Need::Namespaces]) {
+        return Ok(());
+    }
+    let Some(mut kernel) = kernel(test)? else { return Ok(()) };
+    let net = network()?;
+    let device = net.device.as_str();
+    let ifindex = net.far.inside(|| if_nametoindex(device))??;
+    let flow = key(5004, 8062, ifindex);
+    kernel.insert_flow(&flow, &entry(FlowKind::Rtp))?;
+    let link = net.far.inside(|| kernel.attach_tcx(device))??;
+    let sender = net.near.inside(|| UdpSocket::bind("10.9.0.1:5004"))??;
+    let receiver = net.far.inside(|| UdpSocket::bind("10.9.0.2:8062"))??;
+    receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+    setsockopt(&sender, UdpGsoSegment, &172)?;
+    // Forty segments, the last one shorter.
+    let mut run: Vec<u8> = (0..40).flat_map(|seq| rtp(PAYLOAD_TYPE, seq, SSRC)).collect();
+    run.truncate(39 * 172 + 100);
+    let before = kernel.counters()?;
+    sender.send_to(&run, "10.9.0.2:8062")?;
+    let mut packet = [0; 2_000];
+    for seq in 0..40 {
+        let len = receiver.recv(&mut packet).with_context(|| format!("segment {seq}"))?;
+        assert_eq!(packet[..len], run[seq * 172..(seq * 172 + len)], "segment {seq}");
+    }
+    let after = kernel.counters()?;
+    assert_eq!(after.verdict(COUNT_FORWARD) - before.verdict(COUNT_FORWARD), 1, "one super-packet");
+    let stats = kernel.flow_statistics(&flow)?;
+    assert_eq!((stats.packets, stats.bytes), (40, run.len() as u64));
+    drop(link);
+    Ok(())
+}
+
+/// Frames that end anywhere, sent raw: TCX passes each on, and counts it as not parsed.
+#[test]
+fn raw_frames_cut_at_any_offset_pass_tcx() -> Result<()> {
+    let test = "raw_frames_cut_at_any_offset_pass_tcx";
+    if !granted(test, &[Need::Namespaces]) {
+        return Ok(());
+    }
+    let Some(mut kernel) = kernel(test)? else { return Ok(()) };
+    let net = network()?;
+    let device = net.device.as_str();
+    let ifindex = net.far.inside(|| if_nametoindex(device))??;
+    kernel.insert_flow(&key(5004, 8062, ifindex), &entry(FlowKind::Rtp))?;
+    let link = net.far.inside(|| kernel.attach_tcx(device))??;
+    let peer = net.peer.as_str();
+    // The device's own multicast reports have extension headers and would count under the same heading.
+    net.near.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"))??;
+    let (raw, address) = net.near.inside(|| raw_socket(peer))??;
+    let frame = Frame::udp(5004, 8062, &rtp(PAYLOAD_TYPE, 7, SSRC));
+    for whole in [frame.clone().bytes(), frame.v6().bytes()] {
+        for len in 15..whole.len() {
+            let before = kernel.counters()?.verdict(COUNT_UNPARSED);
+            raw.send_to(&whole[..len], &address).with_context(|| format!("sending {len} bytes"))?;
+            let counted = || Ok(kernel.counters()?.verdict(COUNT_UNPARSED));
+            reaches(&format!("cut at {len}"), before + 1, counted)?;
+        }
+    }
+    drop(link);
+    Ok(())
+}
+
+/// A socket that sends whole frames on a device of the caller's namespace, and the address to send to.
+fn raw_socket(device: &str) -> Result<(Socket, SockAddr)> {
+    let raw = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    let ifindex = if_nametoindex(device)?;
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: all zeros is a valid sockaddr_ll, the type that belongs to the family set below, and the
+    // storage is large enough for every address type.
+    let link = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    link.sll_family = libc::AF_PACKET as u16;
+    link.sll_ifindex = ifindex as i32;
+    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: `len` bytes of the storage were initialised as a sockaddr_ll.
+    let address = unsafe { SockAddr::new(storage, len) };
+    Ok((raw, address))
+}
