@@ -87,13 +87,14 @@ pub enum AppError {
 /// Name, version, and whether the kernel programs are in this binary.
 pub fn version() -> String {
     let kernel = if kernel::OBJECT.is_some() { "embedded" } else { "not embedded (user path only)" };
-    format!("rtp-proxy {} ({COMMIT}), kernel programs {kernel}", env!("CARGO_PKG_VERSION"))
+    let commit = option_env!("MSM_COMMIT").map(|commit| format!(" ({commit})")).unwrap_or_default();
+    format!("rtp-proxy {}{commit}, kernel programs {kernel}", env!("CARGO_PKG_VERSION"))
 }
 
 /// The commit that this binary was built from, where the build knew it.
 const COMMIT: &str = match option_env!("MSM_COMMIT") {
     Some(commit) => commit,
-    None => "unknown commit",
+    None => "unknown",
 };
 
 /// Runs until it is told to stop. `ready` is called once, when everything listens.
@@ -111,6 +112,8 @@ pub fn run(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<
 }
 
 async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<(), AppError> {
+    // First of all: a signal during the start ends as cleanly as a later one.
+    let mut stop = Stopping::new(stop)?;
     let rtsp = bind::listen(config.rtsp, "--rtsp")?;
     let admin = bind::listen(config.admin, "--admin")?;
     let plane = ControlPlane::new(config.plane.clone(), Box::new(OsEntropy))?;
@@ -134,7 +137,6 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
     let admin = TcpListener::from_std(admin)?;
     let router = admin::router(asks_tx, &[STREAMS]);
     let serving = tokio::spawn(async move { axum::serve(admin, router).await });
-    let mut stop = Stopping::new(stop)?;
     let mut drain = Drain::new(config.drain);
     ready(addresses);
 
