@@ -92,7 +92,7 @@ fn main() -> anyhow::Result<()> {
 
 /// CPU ns per copy and loss, for every fan-out, size and shape.
 fn copies(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let mut generator = Generator::new()?;
+    let generator = Generator::new()?;
     let mut shuffle = Shuffle::seeded(0x6d73_6d00);
     for fan_out in FAN_OUT {
         for size in SIZES {
@@ -100,7 +100,7 @@ fn copies(options: &Options, report: &mut Report) -> anyhow::Result<()> {
             let mut contenders: Vec<Contender> =
                 vec![proxy(&options.proxy, fan_out)?, relay(&options.relay, fan_out)?];
             for contender in &mut contenders {
-                if let Err(reason) = contender.gate(&mut generator, size) {
+                if let Err(reason) = contender.gate(&generator, size) {
                     eprintln!("{}: 1→{fan_out} {size} B: gate failed: {reason:#}", contender.name);
                     report.disqualified.push(format!("{} 1→{fan_out} {size} B: {reason:#}", contender.name));
                 }
@@ -115,7 +115,7 @@ fn copies(options: &Options, report: &mut Report) -> anyhow::Result<()> {
                     for index in shuffle.order(contenders.len()) {
                         let contender = &mut contenders[index];
                         let cost = contender.run(
-                            &mut generator,
+                            &generator,
                             shape,
                             size,
                             Duration::from_secs_f64(options.seconds),

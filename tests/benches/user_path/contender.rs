@@ -27,6 +27,8 @@ pub(crate) struct Contender {
     source: UdpSocket,
     to: SocketAddr,
     sinks: Vec<Sink>,
+    /// Number of the next packet, extended.
+    sequence: u32,
     /// RTSP connections that keep the legs alive.
     _sessions: Vec<Rtsp>,
 }
@@ -77,8 +79,8 @@ pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
     let mut sinks = Vec::new();
     // Viewers join a stream that flows: two packets make its SSRC known.
     let mut packet = [0_u8; 172];
-    for sequence in 0_u32..4 {
-        fill(&mut packet, sequence.wrapping_sub(4));
+    for sequence in 0..4 {
+        fill(&mut packet, sequence);
         source.send_to(&packet, to)?;
     }
     for _ in 0..fan_out {
@@ -88,7 +90,7 @@ pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
         sessions.push(viewer);
         sinks.push(sink);
     }
-    Ok(Contender { name: "rtp-proxy", process, source, to, sinks, _sessions: sessions })
+    Ok(Contender { name: "rtp-proxy", process, source, to, sinks, sequence: 4, _sessions: sessions })
 }
 
 /// Starts the proxy on free ports and waits until it serves RTSP.
@@ -118,7 +120,7 @@ pub(crate) fn relay(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
     let process = Process::start(program, &args)?;
     std::thread::sleep(Duration::from_millis(300));
     let (source, _) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    Ok(Contender { name: "tokio relay", process, source, to, sinks, _sessions: Vec::new() })
+    Ok(Contender { name: "tokio relay", process, source, to, sinks, sequence: 4, _sessions: Vec::new() })
 }
 
 /// An even UDP port and the next one, as an RTP source announces them. The RTCP socket stays open for
@@ -151,15 +153,30 @@ impl Contender {
         self.to
     }
 
+    pub(crate) fn sequence(&self) -> u32 {
+        self.sequence
+    }
+
+    pub(crate) fn set_sequence(&mut self, next: u32) {
+        self.sequence = next;
+    }
+
     pub(crate) fn sinks(&self) -> &[Sink] {
         &self.sinks
     }
 
     /// Every sink reads every packet of a short run: nothing lost, doubled, reordered or altered.
-    pub(crate) fn gate(&mut self, generator: &mut Generator, size: usize) -> anyhow::Result<()> {
+    pub(crate) fn gate(&mut self, generator: &Generator, size: usize) -> anyhow::Result<()> {
         for shape in [Shape::Single, Shape::Burst(32)] {
-            let first = generator.next_sequence();
-            let sent = generator.send(&self.source, self.to, shape, size, Duration::from_millis(160))?;
+            let first = self.sequence;
+            let sent = generator.send(
+                &mut self.sequence,
+                &self.source,
+                self.to,
+                shape,
+                size,
+                Duration::from_millis(160),
+            )?;
             let mut expected = vec![0; size];
             let mut packet = [0_u8; 2048];
             for (index, sink) in self.sinks.iter().enumerate() {
@@ -193,7 +210,7 @@ impl Contender {
     /// One run: the cost of this contender for this traffic.
     pub(crate) fn run(
         &mut self,
-        generator: &mut Generator,
+        generator: &Generator,
         shape: Shape,
         size: usize,
         how_long: Duration,
@@ -201,7 +218,7 @@ impl Contender {
         pin(1)?;
         let before: u64 = arrived(&self.sinks)?.iter().sum();
         let cpu = self.process.cpu()?;
-        let sent = generator.send(&self.source, self.to, shape, size, how_long)?;
+        let sent = generator.send(&mut self.sequence, &self.source, self.to, shape, size, how_long)?;
         // Quiet: what was sent has been forwarded.
         std::thread::sleep(Duration::from_millis(60));
         let cpu = self.process.cpu()? - cpu;

@@ -30,19 +30,20 @@ impl Shape {
 /// without filling its core.
 const RATE: u32 = 4_000;
 
-pub(crate) struct Generator {
-    sequence: u32,
-}
+/// Where the one generator thread lives. Sequence numbers belong to the contender that is sent to: a jump
+/// would be a restarted camera to it.
+pub(crate) struct Generator;
 
 impl Generator {
     pub(crate) fn new() -> anyhow::Result<Self> {
         pin(1)?;
-        Ok(Self { sequence: 0 })
+        Ok(Self)
     }
 
     /// Sends for about `how_long` and returns how many packets.
     pub(crate) fn send(
-        &mut self,
+        &self,
+        sequence: &mut u32,
         from: &UdpSocket,
         to: SocketAddr,
         shape: Shape,
@@ -65,8 +66,8 @@ impl Generator {
         let mut sent = 0;
         while sent < total {
             for packet in &mut packets {
-                fill(packet, self.sequence);
-                self.sequence = self.sequence.wrapping_add(1);
+                fill(packet, *sequence);
+                *sequence = sequence.wrapping_add(1);
             }
             let slices: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|p| [IoSlice::new(p)]).collect();
             let results = sendmmsg(
@@ -85,11 +86,6 @@ impl Generator {
             }
         }
         Ok(sent as u64)
-    }
-
-    /// The sequence number of the next packet, extended.
-    pub(crate) fn next_sequence(&self) -> u32 {
-        self.sequence
     }
 }
 

@@ -40,7 +40,8 @@ const PER_ROUND: usize = 1_500;
 /// One packet per millisecond to each in turn.
 pub(crate) fn measure(proxy_path: &Path, relay_path: &Path, rounds: usize) -> anyhow::Result<Latency> {
     pin(1)?;
-    let contenders = [proxy(proxy_path, 1)?, relay(relay_path, 1)?];
+    let mut contenders = [proxy(proxy_path, 1)?, relay(relay_path, 1)?];
+    let mut direct_sequence = 0;
     for contender in &contenders {
         setsockopt(&contender.sink().rtp, sockopt::ReceiveTimestampns, &true)?;
     }
@@ -51,9 +52,14 @@ pub(crate) fn measure(proxy_path: &Path, relay_path: &Path, rounds: usize) -> an
     let mut shuffle = Shuffle::seeded(7);
     for round in 0..rounds {
         for index in shuffle.order(3) {
-            let fresh = match contenders.get(index) {
-                Some(c) => run(c.source(), c.to(), &c.sink().rtp)?,
-                None => run(&from, direct.address(), &direct.rtp)?,
+            let fresh = match contenders.get_mut(index) {
+                Some(c) => {
+                    let mut sequence = c.sequence();
+                    let fresh = run(&mut sequence, c.source(), c.to(), &c.sink().rtp)?;
+                    c.set_sequence(sequence);
+                    fresh
+                }
+                None => run(&mut direct_sequence, &from, direct.address(), &direct.rtp)?,
             };
             // The first round warms caches and branch predictors.
             if round > 0 || rounds == 1 {
@@ -74,13 +80,12 @@ fn now() -> anyhow::Result<i64> {
     Ok(t.tv_sec() * 1_000_000_000 + t.tv_nsec())
 }
 
-fn run(from: &UdpSocket, to: SocketAddr, sink: &UdpSocket) -> anyhow::Result<Vec<f64>> {
-    static SEQUENCE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+fn run(sequence: &mut u32, from: &UdpSocket, to: SocketAddr, sink: &UdpSocket) -> anyhow::Result<Vec<f64>> {
     let mut packet = [0_u8; SIZE];
     let start = Instant::now();
     for sent in 1..=PER_ROUND {
-        let sequence = SEQUENCE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        fill(&mut packet, sequence);
+        fill(&mut packet, *sequence);
+        *sequence = sequence.wrapping_add(1);
         packet[16..24].copy_from_slice(&now()?.to_be_bytes());
         from.send_to(&packet, to)?;
         if let Some(wait) =
