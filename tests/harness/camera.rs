@@ -12,6 +12,7 @@ use crate::fixture::{Fixture, LENGTH};
 use crate::lab::Node;
 use crate::privilege::PYTHON;
 use crate::process::{Launch, Process, wait_for};
+use crate::rtsp::Connection;
 
 /// How RTP travels between two programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,30 +80,14 @@ pub fn publish_with_gstreamer(
     url: &str,
     transport: Transport,
 ) -> Result<Process> {
-    let (video, audio) = (fixture.profile.video(), fixture.profile.audio());
-    let demuxer =
-        if fixture.file.extension().is_some_and(|e| e == "mp4") { "qtdemux" } else { "matroskademux" };
-    let video_parser = match video {
-        "h264" => "h264parse",
-        "h265" => "h265parse",
-        _ => "jpegparse",
-    };
-    let audio_parser = match audio {
-        "aac" => "aacparse",
-        "opus" => "opusparse",
-        _ => "identity",
-    };
-    let file = fixture.file.to_string_lossy();
-    let pipeline = format!(
-        "rtspclientsink name=sink location={url} protocols={} latency=0 \
-         filesrc location={file} ! {demuxer} name=demuxer \
-         demuxer. ! queue ! {video_parser} ! identity sync=true ! sink. \
-         demuxer. ! queue ! {audio_parser} ! identity sync=true ! sink.",
-        transport.name(),
-    );
-    Launch::inside(name, stage.node, "gst-launch-1.0")
-        .arg("-q")
-        .args(pipeline.split_whitespace())
+    let script = stage.scratch.join("gst_publisher.py");
+    std::fs::write(&script, include_str!("camera/gst_publisher.py"))?;
+    Launch::inside(name, stage.node, PYTHON)
+        .arg(&script)
+        .arg("--file")
+        .arg(&fixture.file)
+        .args(["--codecs", &format!("{},{}", fixture.profile.video(), fixture.profile.audio())])
+        .args(["--url", url, "--transport", transport.name()])
         .start(stage.scratch)
 }
 
@@ -183,15 +168,11 @@ pub fn serve_with_vlc(
         .args(["--sout", &format!("#rtp{{sdp={url}}}")])
         .start(stage.scratch)?;
     let mut camera = ServedCamera { process, url };
-    let limit = Duration::from_secs(15);
-    let ready = wait_for("VLC's RTSP port", limit, || {
-        let listening = match stage.node {
-            None => std::net::TcpStream::connect((address, port)).is_ok(),
-            Some(node) => {
-                node.output("ss", &["-Hltn", &format!("sport = :{port}")]).is_ok_and(|o| !o.is_empty())
-            }
-        };
-        listening.then_some(())
+    // VLC listens before it knows its tracks, and answers 500 until then.
+    let ready = wait_for("VLC to describe two tracks", Duration::from_secs(15), || {
+        let mut connection = Connection::open(&camera.url, stage.node).ok()?;
+        let described = connection.request("DESCRIBE", &camera.url, &[], "").ok()?;
+        (described.body.matches("m=").count() == 2).then_some(())
     });
     ready.with_context(|| camera.process.tail())?;
     if !camera.process.is_running() {

@@ -2,7 +2,8 @@
 //!
 //! Every frame and every stretch of sound differs from all others, so that a run of checksums names
 //! exactly one place of the source. The encoders' settings keep decoding a pure function of the access
-//! unit and its references: no slices (a payloader may cut between them), no noise substitution.
+//! unit and its references: no slices (a payloader may cut between them), no noise substitution; key frames
+//! are IDR pictures, before which payloaders and depacketisers repeat the parameter sets.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -82,7 +83,7 @@ impl Profile {
 
     fn encoder(self) -> Vec<&'static str> {
         const H264: &str = "sliced-threads=0:bframes=0:keyint=12:scenecut=0";
-        const H265: &str = "log-level=error:bframes=0:keyint=12";
+        const H265: &str = "log-level=error:bframes=0:keyint=12:open-gop=0";
         let video: &[&str] = match self {
             Self::H264Aac | Self::H264Pcmu => &[
                 "-c:v",
@@ -218,7 +219,7 @@ fn folder() -> Result<PathBuf> {
         .filter(|c| c.is_ascii_alphanumeric() || ".-+".contains(*c))
         .collect();
     let user = nix::unistd::geteuid();
-    let folder = std::env::temp_dir().join(format!("msm-fixtures-{user}-{version}-2"));
+    let folder = std::env::temp_dir().join(format!("msm-fixtures-{user}-{version}-3"));
     if !folder.exists() {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755))?;
@@ -248,7 +249,8 @@ pub fn run_ffmpeg(args: &[&str]) -> Result<()> {
 pub fn checksums(text: &str) -> Vec<String> {
     text.lines()
         .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.rsplit(',').next())
+        // stream, dts, pts, duration, size, checksum; side data may follow.
+        .filter_map(|line| line.split(',').nth(5))
         .map(|sum| sum.trim().to_owned())
         .filter(|sum| !sum.is_empty())
         .collect()
