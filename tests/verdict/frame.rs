@@ -62,8 +62,8 @@ impl Frame {
             frame.extend([0x60, 0, 0, 0]);
             frame.extend(declared(datagram.len(), self.ip_len_error));
             frame.extend([self.protocol, 64]);
-            frame.extend(self.address6(self.src));
-            frame.extend(self.address6(self.dst));
+            frame.extend(address6(self.src));
+            frame.extend(address6(self.dst));
         } else {
             frame.extend([0x08, 0x00]);
             let mut header = vec![0x45 + (self.options.len() / 4) as u8, 0];
@@ -81,10 +81,6 @@ impl Frame {
         frame
     }
 
-    fn address6(&self, last: u8) -> [u8; 16] {
-        [0xfd, 0x09, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
-    }
-
     fn datagram(&self) -> Vec<u8> {
         let mut datagram = Vec::new();
         datagram.extend(self.src_port.to_be_bytes());
@@ -93,7 +89,7 @@ impl Frame {
         datagram.extend([0, 0]);
         datagram.extend(&self.payload);
         let mut summed = if self.v6 {
-            [self.address6(self.src), self.address6(self.dst)].concat()
+            [address6(self.src), address6(self.dst)].concat()
         } else {
             vec![10, 9, 0, self.src, 10, 9, 0, self.dst]
         };
@@ -107,6 +103,10 @@ impl Frame {
         datagram[6..8].copy_from_slice(&check.to_be_bytes());
         datagram
     }
+}
+
+fn address6(last: u8) -> [u8; 16] {
+    [0xfd, 0x09, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
 }
 
 fn declared(len: usize, error: i32) -> [u8; 2] {

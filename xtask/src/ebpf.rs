@@ -75,7 +75,10 @@ pub(crate) fn run(args: &EbpfArgs) -> Result<()> {
 /// The toolchain part of `cargo xtask setup`: installs what is missing, in the order of least change.
 pub(crate) fn setup(dry_run: bool) -> Result<()> {
     let missing = match toolchain::choose(&env) {
-        Ok(chosen) => return chosen_is_there(&chosen),
+        Ok(chosen) => {
+            announce(&chosen);
+            return Ok(());
+        }
         Err(missing) => missing,
     };
     say(&format!("kernel programs: {}", missing.headline()));
@@ -90,14 +93,14 @@ pub(crate) fn setup(dry_run: bool) -> Result<()> {
         linker().context("bpf-linker; --without-ebpf leaves it out")?;
     }
     match toolchain::choose(&env) {
-        Ok(chosen) => chosen_is_there(&chosen),
+        Ok(chosen) => announce(&chosen),
         Err(missing) => bail!("still missing: {missing}"),
     }
+    Ok(())
 }
 
-fn chosen_is_there(chosen: &Toolchain) -> Result<()> {
+fn announce(chosen: &Toolchain) {
     say(&format!("kernel programs are built with {chosen}"));
-    Ok(())
 }
 
 /// rustup first: it needs no root. Its server may be out of reach, so failing is no error yet.
