@@ -4,10 +4,11 @@ use std::fs::File;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, killpg, sigaction};
 use nix::unistd::Pid;
 
 use crate::lab::Node;
@@ -252,6 +253,26 @@ impl Drop for Process {
             self.child.wait().ok();
         }
     }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C, SIGTERM and SIGHUP set the returned flag; a second one ends this process.
+///
+/// A handler, not a blocked signal: children inherit blocked signals, and could not be ended by one.
+pub fn catch_interrupts() -> Result<&'static AtomicBool> {
+    extern "C" fn caught(_signal: libc::c_int) {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            // SAFETY: _exit is async-signal-safe and takes no pointer.
+            unsafe { libc::_exit(130) };
+        }
+    }
+    let action = SigAction::new(SigHandler::Handler(caught), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only touches an atomic and calls _exit, both async-signal-safe.
+        unsafe { sigaction(signal, &action) }.context("a signal handler")?;
+    }
+    Ok(&INTERRUPTED)
 }
 
 /// Polls a condition until it yields a value; tests wait for conditions, never for time.

@@ -72,6 +72,7 @@ pub struct Viewer {
     pub process: Process,
     watch: Watch,
     folder: PathBuf,
+    interrupted: bool,
 }
 
 /// What a viewer decoded.
@@ -111,7 +112,7 @@ impl Viewer {
             Player::Mpv => mpv(stage, &watch),
             Player::Retina => retina(stage, &watch)?,
         };
-        Ok(Self { process: launch.start(&folder)?, watch, folder })
+        Ok(Self { process: launch.start(&folder)?, watch, folder, interrupted: false })
     }
 
     /// What it was asked to play.
@@ -172,9 +173,21 @@ impl Viewer {
         Ok(())
     }
 
+    /// Asks the player to end; [`Viewer::finish`] waits for it.
+    pub fn interrupt(&mut self) {
+        self.interrupted = true;
+        self.process.signal(Signal::SIGINT);
+    }
+
     /// Ends the player and reads what it decoded.
     pub fn finish(mut self) -> Result<Seen> {
-        self.process.stop(Signal::SIGINT, Duration::from_secs(4))?;
+        // Once only: mpv and ffmpeg take a second one as leave to stop at once, without writing the end.
+        if !self.interrupted {
+            self.interrupt();
+        }
+        if self.process.wait(Duration::from_secs(4)).is_err() {
+            self.process.kill();
+        }
         self.read().with_context(|| format!("{}: its log ends:\n{}", self.watch.name, self.process.tail()))
     }
 

@@ -236,6 +236,9 @@ fn play(
         .iter_mut()
         .map(|(_, viewer)| viewer.wait_for_frames(FRAMES, Duration::from_secs(25)))
         .collect();
+    for (_, viewer) in &mut viewers {
+        viewer.interrupt();
+    }
     for ((cell, viewer), ready) in viewers.into_iter().zip(ready) {
         let outcome = ready.and_then(|()| judge(cell, fixture, viewer)).map_err(|error| format!("{error:#}"));
         results.push((cell, outcome));

@@ -4,7 +4,6 @@ mod table;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,10 +11,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use msm_tests::camera::{self, GstCamera, ServedCamera, Stage, Transport};
 use msm_tests::fixture::{Fixture, Profile};
 use msm_tests::oracle::{self, Claim};
-use msm_tests::process::{Process, Scratch};
+use msm_tests::process::{Process, Scratch, catch_interrupts};
 use msm_tests::proxy::{Options, Proxy};
 use msm_tests::viewer::{Player, Viewer, Watch};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 
 use crate::{cargo, run as run_command, say, setup, target_dir};
 
@@ -79,32 +78,16 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
             target_dir().join("release/rtp-proxy")
         }
     };
-    let interrupted = watch_for_interrupt()?;
+    // Ctrl-C ends the demo in order instead of leaving cameras and viewers behind.
+    let interrupted = catch_interrupts()?;
     let mut scratch = Scratch::new("demo")?;
-    let outcome = play(args, std::fs::canonicalize(program)?, &scratch, &interrupted);
+    let outcome = play(args, std::fs::canonicalize(program)?, &scratch, interrupted);
     if outcome.is_err()
         && let Some(folder) = scratch.keep()
     {
         println!("logs: {}", folder.display());
     }
     outcome
-}
-
-/// Ctrl-C and SIGTERM end the demo in order instead of leaving cameras and viewers behind.
-fn watch_for_interrupt() -> Result<Arc<AtomicBool>> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
-    // Children start with an empty mask again: the standard library resets it.
-    signals.thread_block().context("blocking signals")?;
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&flag);
-    std::thread::spawn(move || {
-        while signals.wait().is_ok() {
-            if seen.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-        }
-    });
-    Ok(flag)
 }
 
 fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &AtomicBool) -> Result<()> {
@@ -189,11 +172,14 @@ fn start(program: PathBuf, scratch: &Scratch, fixture: &Fixture) -> Result<Parts
 }
 
 /// Prints what every viewer decoded and returns how many did not decode what the source does.
-fn judge(fixture: &Fixture, viewers: Vec<Viewer>, seconds: f32) -> usize {
+fn judge(fixture: &Fixture, mut viewers: Vec<Viewer>, seconds: f32) -> usize {
     // Whoever interrupts after a second or two still gets an answer about what was played.
     let enough = (seconds - 6.0).clamp(0.5, 10.0);
     let claim = Claim { frames: (enough * 20.0) as usize, sound_seconds: enough * 0.8, ..Claim::default() };
     let mut failed = 0;
+    for viewer in &mut viewers {
+        viewer.interrupt();
+    }
     for viewer in viewers {
         let name = viewer.watch().name.clone();
         let verdict = viewer.finish().and_then(|seen| Ok(oracle::check(fixture, &seen, &claim)?));

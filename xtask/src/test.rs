@@ -1,7 +1,6 @@
 //! `cargo xtask test`: every tier that privileges and installed programs allow; says what it skipped and why.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -35,8 +34,9 @@ struct Suite {
 }
 
 /// Tiers of tests/ by directory; tier 0 has the tests beside the code besides.
-const SUITES: [Suite; 7] = [
-    Suite { tier: 0, name: "conformance", proxy: false },
+const SUITES: [Suite; 8] = [
+    Suite { tier: 0, name: "corpora", proxy: false },
+    Suite { tier: 0, name: "conformance", proxy: true },
     Suite { tier: 0, name: "sim", proxy: false },
     Suite { tier: 1, name: "topology", proxy: true },
     Suite { tier: 1, name: "hostile", proxy: true },
@@ -70,16 +70,13 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
             "tier 0, harness",
             &mut cargo(&["test", "-p", "msm-tests", "--lib", "--locked"]),
         )?;
-        if Path::new("tests/fuzz/Cargo.toml").exists() {
-            let mut command = cargo(&["test", "--manifest-path", "tests/fuzz/Cargo.toml"]);
-            observe(&mut tally, "tier 0, fuzz corpora", &mut command)?;
-        }
     }
     let manifest = std::fs::read_to_string("tests/Cargo.toml")?;
     let suites: Vec<Suite> = SUITES
         .into_iter()
         .filter(|suite| {
-            manifest.contains(&format!("path = \"{}/main.rs\"", suite.name)) && wanted(suite.tier, suite.name)
+            manifest.contains(&format!("[[test]]\nname = \"{}\"", suite.name))
+                && wanted(suite.tier, suite.name)
         })
         .collect();
     ensure!(!suites.is_empty() || wanted(0, "unit"), "no such tier or directory");

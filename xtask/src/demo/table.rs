@@ -116,7 +116,7 @@ impl Table {
         for stream in streams {
             let name = word(&stream["name"]);
             let sum = |part: &str, field: &str| {
-                list(&stream[part]).iter().map(|item| figure(&item[field])).sum::<f64>()
+                list(&stream[part]).iter().filter_map(|item| item[field].as_u64()).sum::<u64>()
             };
             writeln!(
                 text,
