@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
 use retina::client::{
     Credentials, PlayOptions, Session, SessionOptions, SetupOptions, TcpTransportOptions, Transport,
@@ -49,8 +51,11 @@ async fn play() -> Result<()> {
         let options = SetupOptions::default().transport(transport).frame_format(FrameFormat::SIMPLE);
         session.setup(index, options).await?;
     }
+    // Retina repeats H.265 parameter sets that came in the stream, not those of the SDP.
+    let sets = parameter_sets(&String::from_utf8_lossy(session.sdp()));
     let mut frames = session.play(PlayOptions::default()).await?.demuxed()?;
     let mut video = File::create(format!("{target}.video"))?;
+    video.write_all(&sets)?;
     let mut audio = File::create(format!("{target}.audio"))?;
     while let Some(item) = frames.next().await {
         match item.context("retina")? {
@@ -74,4 +79,17 @@ async fn play() -> Result<()> {
 /// Retina 0.4 has no depacketiser for Opus.
 fn depacketises(encoding: &str) -> bool {
     matches!(encoding, "h264" | "h265" | "jpeg" | "mpeg4-generic" | "pcmu" | "pcma")
+}
+
+/// `sprop-vps`, `sprop-sps` and `sprop-pps` (RFC 7798 section 7.1) as Annex B.
+fn parameter_sets(sdp: &str) -> Vec<u8> {
+    let mut sets = Vec::new();
+    for name in ["sprop-vps=", "sprop-sps=", "sprop-pps="] {
+        let value = sdp.split([';', ' ', '\r', '\n']).find_map(|part| part.strip_prefix(name));
+        if let Some(set) = value.and_then(|value| STANDARD.decode(value).ok()) {
+            sets.extend_from_slice(&[0, 0, 0, 1]);
+            sets.extend_from_slice(&set);
+        }
+    }
+    sets
 }
