@@ -70,13 +70,12 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     if !args.no_setup {
         setup::install(setup::DEMO, false)?;
     }
-    let program = match &args.proxy {
-        Some(path) => path.clone(),
-        None => {
-            say("building the proxy");
-            run_command(&mut cargo(&["build", "--release", "--locked", "-p", "rtp-proxy"]))?;
-            target_dir().join("release/rtp-proxy")
-        }
+    let program = if let Some(path) = &args.proxy {
+        path.clone()
+    } else {
+        say("building the proxy");
+        run_command(&mut cargo(&["build", "--release", "--locked", "-p", "rtp-proxy"]))?;
+        target_dir().join("release/rtp-proxy")
     };
     // Ctrl-C ends the demo in order instead of leaving cameras and viewers behind.
     let interrupted = catch_interrupts()?;

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-const LIMIT: usize = 500;
+/// "Near 500": a tenth more is not worth a cut in the wrong place.
+const LIMIT: usize = 550;
 
 /// Files that may be longer, each with its reason.
 const EXEMPT: &[(&str, &str)] =

@@ -28,7 +28,7 @@ impl Table {
     /// Draws the figures of now.
     pub(super) fn show(&mut self, streams: &[Value], viewers: &[Viewer], at: Duration) {
         let text =
-            if self.redraw { self.full(streams, viewers, at) } else { self.brief(streams, viewers, at) };
+            if self.redraw { self.full(streams, viewers, at) } else { Self::brief(streams, viewers, at) };
         let mut out = std::io::stdout().lock();
         if self.lines > 0 && self.redraw {
             write!(out, "\x1b[{}A\x1b[J", self.lines).ok();
@@ -108,9 +108,9 @@ impl Table {
         text
     }
 
-    fn brief(&mut self, streams: &[Value], viewers: &[Viewer], at: Duration) -> String {
+    fn brief(streams: &[Value], viewers: &[Viewer], at: Duration) -> String {
         let mut text = String::new();
-        if at.as_secs() % 5 != 0 {
+        if !at.as_secs().is_multiple_of(5) {
             return text;
         }
         for stream in streams {
