@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use user_path::contender::{Contender, proxy, relay};
-use user_path::generator::{Generator, Shape};
+use user_path::generator::{Shape, pin};
 use user_path::report::{Case, Report, Round};
 use user_path::stats::Shuffle;
 use user_path::{latency, memory};
@@ -92,7 +92,7 @@ fn main() -> anyhow::Result<()> {
 
 /// CPU ns per copy and loss, for every fan-out, size and shape.
 fn copies(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let generator = Generator::new()?;
+    pin(1)?;
     let mut shuffle = Shuffle::seeded(0x6d73_6d00);
     for fan_out in FAN_OUT {
         for size in SIZES {
@@ -100,7 +100,7 @@ fn copies(options: &Options, report: &mut Report) -> anyhow::Result<()> {
             let mut contenders: Vec<Contender> =
                 vec![proxy(&options.proxy, fan_out)?, relay(&options.relay, fan_out)?];
             for contender in &mut contenders {
-                if let Err(reason) = contender.gate(&generator, size) {
+                if let Err(reason) = contender.gate(size) {
                     eprintln!("{}: 1→{fan_out} {size} B: gate failed: {reason:#}", contender.name);
                     report.disqualified.push(format!("{} 1→{fan_out} {size} B: {reason:#}", contender.name));
                 }
@@ -114,12 +114,7 @@ fn copies(options: &Options, report: &mut Report) -> anyhow::Result<()> {
                     let mut round = Round::default();
                     for index in shuffle.order(contenders.len()) {
                         let contender = &mut contenders[index];
-                        let cost = contender.run(
-                            &generator,
-                            shape,
-                            size,
-                            Duration::from_secs_f64(options.seconds),
-                        )?;
+                        let cost = contender.run(shape, size, Duration::from_secs_f64(options.seconds))?;
                         round.costs.push((contender.name, cost));
                     }
                     case.rounds.push(round);

@@ -1,13 +1,14 @@
 //! A contender: a process that takes RTP on one port and sends a copy to each of N sinks.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use msm_tests::process::free_port;
 
-use super::generator::{Generator, Shape, fill, pin};
+use super::generator::{self, Shape, fill, pin};
 use super::rtsp::Rtsp;
 use super::sink::{Sink, arrived};
 
@@ -72,7 +73,7 @@ pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
     let (process, rtsp) = start_proxy(program)?;
     let url = format!("rtsp://{rtsp}/bench");
     let (source, ports) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    let mut publisher = Rtsp::connect(rtsp)?;
+    let mut publisher = Rtsp::connect(rtsp, None)?;
     let port = publisher.publish(&url, ports)?;
     let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut sessions = vec![publisher];
@@ -85,7 +86,7 @@ pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
     }
     for _ in 0..fan_out {
         let sink = Sink::open()?;
-        let mut viewer = Rtsp::connect(rtsp)?;
+        let mut viewer = Rtsp::connect(rtsp, None)?;
         viewer.play(&url, sink.port())?;
         sessions.push(viewer);
         sinks.push(sink);
@@ -101,7 +102,7 @@ pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Process, SocketAddr
         ["standalone", "--rtsp", &rtsp.to_string(), "--admin", &admin.to_string(), "--log-level", "warn"];
     let process = Process::start(program, &args.map(str::to_owned))?;
     let deadline = Instant::now() + Duration::from_secs(10);
-    while Rtsp::connect(rtsp).and_then(|mut c| c.request("OPTIONS", "*", "", "")).is_err() {
+    while Rtsp::connect(rtsp, None).and_then(|mut c| c.options()).is_err() {
         ensure!(Instant::now() < deadline, "{} does not answer on {rtsp}", program.display());
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -140,10 +141,6 @@ pub(crate) fn source(from: SocketAddr) -> anyhow::Result<(UdpSocket, (u16, u16))
     bail!("no free pair of UDP ports")
 }
 
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
 impl Contender {
     pub(crate) fn source(&self) -> &UdpSocket {
         &self.source
@@ -166,10 +163,10 @@ impl Contender {
     }
 
     /// Every sink reads every packet of a short run: nothing lost, doubled, reordered or altered.
-    pub(crate) fn gate(&mut self, generator: &Generator, size: usize) -> anyhow::Result<()> {
+    pub(crate) fn gate(&mut self, size: usize) -> anyhow::Result<()> {
         for shape in [Shape::Single, Shape::Burst(32)] {
             let first = self.sequence;
-            let sent = generator.send(
+            let sent = generator::send(
                 &mut self.sequence,
                 &self.source,
                 self.to,
@@ -208,17 +205,11 @@ impl Contender {
     }
 
     /// One run: the cost of this contender for this traffic.
-    pub(crate) fn run(
-        &mut self,
-        generator: &Generator,
-        shape: Shape,
-        size: usize,
-        how_long: Duration,
-    ) -> anyhow::Result<Cost> {
+    pub(crate) fn run(&mut self, shape: Shape, size: usize, how_long: Duration) -> anyhow::Result<Cost> {
         pin(1)?;
         let before: u64 = arrived(&self.sinks)?.iter().sum();
         let cpu = self.process.cpu()?;
-        let sent = generator.send(&mut self.sequence, &self.source, self.to, shape, size, how_long)?;
+        let sent = generator::send(&mut self.sequence, &self.source, self.to, shape, size, how_long)?;
         // Quiet: what was sent has been forwarded.
         std::thread::sleep(Duration::from_millis(60));
         let cpu = self.process.cpu()? - cpu;

@@ -30,63 +30,51 @@ impl Shape {
 /// without filling its core.
 const RATE: u32 = 4_000;
 
-/// Where the one generator thread lives. Sequence numbers belong to the contender that is sent to: a jump
-/// would be a restarted camera to it.
-pub(crate) struct Generator;
-
-impl Generator {
-    pub(crate) fn new() -> anyhow::Result<Self> {
-        pin(1)?;
-        Ok(Self)
-    }
-
-    /// Sends for about `how_long` and returns how many packets.
-    pub(crate) fn send(
-        &self,
-        sequence: &mut u32,
-        from: &UdpSocket,
-        to: SocketAddr,
-        shape: Shape,
-        size: usize,
-        how_long: Duration,
-    ) -> anyhow::Result<u64> {
-        let SocketAddr::V4(to) = to else { anyhow::bail!("IPv4 only") };
-        let to = SockaddrIn::from(to);
-        let burst = match shape {
-            Shape::Single => 1,
-            Shape::Burst(n) => n,
-        };
-        let total = (f64::from(RATE) * how_long.as_secs_f64()) as usize / burst * burst;
-        let gap = Duration::from_secs(1) * burst as u32 / RATE;
-        let mut packets = vec![vec![0_u8; size]; burst];
-        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(burst, None);
-        let addresses = vec![Some(to); burst];
-        let no_messages: [ControlMessage<'_>; 0] = [];
-        let start = Instant::now();
-        let mut sent = 0;
-        while sent < total {
-            for packet in &mut packets {
-                fill(packet, *sequence);
-                *sequence = sequence.wrapping_add(1);
-            }
-            let slices: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|p| [IoSlice::new(p)]).collect();
-            let results = sendmmsg(
-                from.as_raw_fd(),
-                &mut headers,
-                slices.iter(),
-                &addresses,
-                no_messages,
-                MsgFlags::empty(),
-            )
-            .context("sendmmsg")?;
-            sent += results.count();
-            let due = start + gap * (sent / burst) as u32;
-            if let Some(wait) = due.checked_duration_since(Instant::now()) {
-                std::thread::sleep(wait);
-            }
+/// Sends for about `how_long` and returns how many packets.
+pub(crate) fn send(
+    sequence: &mut u32,
+    from: &UdpSocket,
+    to: SocketAddr,
+    shape: Shape,
+    size: usize,
+    how_long: Duration,
+) -> anyhow::Result<u64> {
+    let SocketAddr::V4(to) = to else { anyhow::bail!("IPv4 only") };
+    let to = SockaddrIn::from(to);
+    let burst = match shape {
+        Shape::Single => 1,
+        Shape::Burst(n) => n,
+    };
+    let total = (f64::from(RATE) * how_long.as_secs_f64()) as usize / burst * burst;
+    let gap = Duration::from_secs(1) * burst as u32 / RATE;
+    let mut packets = vec![vec![0_u8; size]; burst];
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(burst, None);
+    let addresses = vec![Some(to); burst];
+    let no_messages: [ControlMessage<'_>; 0] = [];
+    let start = Instant::now();
+    let mut sent = 0;
+    while sent < total {
+        for packet in &mut packets {
+            fill(packet, *sequence);
+            *sequence = sequence.wrapping_add(1);
         }
-        Ok(sent as u64)
+        let slices: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|p| [IoSlice::new(p)]).collect();
+        let results = sendmmsg(
+            from.as_raw_fd(),
+            &mut headers,
+            slices.iter(),
+            &addresses,
+            no_messages,
+            MsgFlags::empty(),
+        )
+        .context("sendmmsg")?;
+        sent += results.count();
+        let due = start + gap * (sent / burst) as u32;
+        if let Some(wait) = due.checked_duration_since(Instant::now()) {
+            std::thread::sleep(wait);
+        }
     }
+    Ok(sent as u64)
 }
 
 pub(crate) const SSRC: u32 = 0x6d73_6d01;

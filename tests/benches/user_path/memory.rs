@@ -32,7 +32,7 @@ pub(crate) fn measure(program: &Path) -> anyhow::Result<Memory> {
         let address = Ipv4Addr::new(127, 0, 1, 1 + camera as u8);
         let url = format!("rtsp://{rtsp}/camera{camera}");
         let (source, ports) = source(SocketAddr::from((address, 0)))?;
-        let mut publisher = Rtsp::connect_from(SocketAddr::from((address, 0)), rtsp)?;
+        let mut publisher = Rtsp::connect(rtsp, Some(address.into()))?;
         let port = publisher.publish(&url, ports)?;
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut packet = [0_u8; 1200];
@@ -41,7 +41,7 @@ pub(crate) fn measure(program: &Path) -> anyhow::Result<Memory> {
             source.send_to(&packet, to)?;
         }
         let sink = Sink::open()?;
-        let mut viewer = Rtsp::connect(rtsp)?;
+        let mut viewer = Rtsp::connect(rtsp, None)?;
         viewer.play(&url, sink.port())?;
         sink.drop_all()?;
         sessions.extend([publisher, viewer]);

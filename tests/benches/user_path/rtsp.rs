@@ -1,109 +1,46 @@
-//! The least RTSP that sets up a publisher and viewers: text in, text out, blocking.
+//! What the benchmark asks of RTSP: one publisher with one video track, viewers over UDP.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
+use msm_tests::rtsp::Connection;
 
-pub(crate) struct Rtsp {
-    stream: BufReader<TcpStream>,
-    cseq: u32,
-    session: Option<String>,
-}
+const SDP: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=bench\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n\
+                   m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
+
+/// A session; it ends with its connection.
+pub(crate) struct Rtsp(Connection);
 
 impl Rtsp {
-    pub(crate) fn connect(to: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
-        Self::over(stream)
+    /// Connects, from a local address of choice: cameras are told apart by address.
+    pub(crate) fn connect(to: SocketAddr, from: Option<IpAddr>) -> anyhow::Result<Self> {
+        Ok(Self(Connection::open_from(&format!("rtsp://{to}/"), from)?))
     }
 
-    /// From a local address of choice: cameras are told apart by address.
-    pub(crate) fn connect_from(from: SocketAddr, to: SocketAddr) -> anyhow::Result<Self> {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-        socket.bind(&from.into())?;
-        socket.connect(&to.into())?;
-        Self::over(socket.into())
-    }
-
-    fn over(stream: TcpStream) -> anyhow::Result<Self> {
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        Ok(Self { stream: BufReader::new(stream), cseq: 0, session: None })
-    }
-
-    /// Sends a request and returns the headers of a `200`.
-    pub(crate) fn request(
-        &mut self,
-        method: &str,
-        url: &str,
-        headers: &str,
-        body: &str,
-    ) -> anyhow::Result<String> {
-        self.cseq += 1;
-        let session = self.session.as_ref().map_or(String::new(), |s| format!("Session: {s}\r\n"));
-        let length =
-            if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        write!(
-            self.stream.get_mut(),
-            "{method} {url} RTSP/1.0\r\nCSeq: {}\r\n{session}{headers}{length}\r\n{body}",
-            self.cseq
-        )?;
-        let mut head = String::new();
-        loop {
-            let mut line = String::new();
-            if self.stream.read_line(&mut line)? == 0 {
-                bail!("{method}: connection closed");
-            }
-            if line == "\r\n" {
-                break;
-            }
-            head.push_str(&line);
-        }
-        if let Some(length) = header(&head, "content-length") {
-            let mut body = vec![0; length.parse()?];
-            self.stream.read_exact(&mut body)?;
-        }
-        if !head.starts_with("RTSP/1.0 200") {
-            bail!("{method} {url}: {}", head.lines().next().unwrap_or_default());
-        }
-        if let Some(session) = header(&head, "session") {
-            self.session = Some(session.split(';').next().unwrap_or_default().to_owned());
-        }
-        Ok(head)
+    pub(crate) fn options(&mut self) -> anyhow::Result<()> {
+        self.0.request("OPTIONS", "*", &[], "")?.ok()?;
+        Ok(())
     }
 
     /// Publishes one video track over UDP; returns the proxy's RTP port.
     pub(crate) fn publish(&mut self, url: &str, ports: (u16, u16)) -> anyhow::Result<u16> {
-        let sdp = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=bench\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n\
-                   m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
-        self.request("ANNOUNCE", url, "Content-Type: application/sdp\r\n", sdp)?;
-        let transport =
-            format!("Transport: RTP/AVP/UDP;unicast;client_port={}-{};mode=record\r\n", ports.0, ports.1);
-        let head = self.request("SETUP", &format!("{url}/streamid=0"), &transport, "")?;
-        self.request("RECORD", url, "Range: npt=0.000-\r\n", "")?;
-        server_port(&head)
+        self.0.request("ANNOUNCE", url, &[("Content-Type", "application/sdp")], SDP)?.ok()?;
+        let transport = format!("RTP/AVP/UDP;unicast;client_port={}-{};mode=record", ports.0, ports.1);
+        let setup =
+            self.0.request("SETUP", &format!("{url}/streamid=0"), &[("Transport", &transport)], "")?.ok()?;
+        self.0.request("RECORD", url, &[("Range", "npt=0.000-")], "")?.ok()?;
+        let transport = setup.header("Transport").context("no Transport in the answer")?;
+        let ports = transport.split(';').find_map(|p| p.trim().strip_prefix("server_port="));
+        let first = ports.and_then(|p| p.split('-').next()).context("no server_port in the answer")?;
+        Ok(first.parse()?)
     }
 
     /// Plays the one track over UDP to a local port pair.
     pub(crate) fn play(&mut self, url: &str, port: u16) -> anyhow::Result<()> {
-        self.request("DESCRIBE", url, "Accept: application/sdp\r\n", "")?;
-        let transport = format!("Transport: RTP/AVP;unicast;client_port={port}-{}\r\n", port + 1);
-        self.request("SETUP", &format!("{url}/trackID=0"), &transport, "")?;
-        self.request("PLAY", url, "Range: npt=0.000-\r\n", "")?;
+        self.0.request("DESCRIBE", url, &[("Accept", "application/sdp")], "")?.ok()?;
+        let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
+        self.0.request("SETUP", &format!("{url}/trackID=0"), &[("Transport", &transport)], "")?.ok()?;
+        self.0.request("PLAY", url, &[("Range", "npt=0.000-")], "")?.ok()?;
         Ok(())
     }
-}
-
-fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    head.lines().find_map(|line| {
-        let (n, v) = line.split_once(':')?;
-        n.eq_ignore_ascii_case(name).then(|| v.trim())
-    })
-}
-
-fn server_port(head: &str) -> anyhow::Result<u16> {
-    let transport = header(head, "transport").context("no Transport in the answer")?;
-    let ports =
-        transport.split(';').find_map(|p| p.trim().strip_prefix("server_port=")).context("no server_port")?;
-    Ok(ports.split('-').next().unwrap_or_default().parse()?)
 }
