@@ -69,9 +69,6 @@ pub(crate) fn run(args: &SetupArgs) -> Result<()> {
     if !args.without_ebpf {
         crate::ebpf::setup(args.dry_run)?;
     }
-    if !args.without_ebpf {
-        crate::ebpf::setup(args.dry_run)?;
-    }
     say(if args.dry_run { "nothing was changed" } else { "set-up is complete" });
     Ok(())
 }
