@@ -6,12 +6,14 @@
 mod account;
 mod camera;
 mod hand;
+mod relay;
 mod viewer;
 pub mod wire;
 
 pub use account::Account;
 pub use camera::{Cameras, Load};
 pub use hand::{Player, Publisher, VIDEO, VIDEO_AUDIO, frame};
+pub use relay::{Mutation, Relay};
 pub use viewer::Viewers;
 
 /// RTP header and our two numbers behind a byte that looks like an H.264 slice.

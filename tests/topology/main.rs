@@ -1,1 +1,15 @@
-//! Whole processes on the user path, nodes as network namespaces.
+//! Whole processes on the user path: the proxy with probes and real programs around it, over loopback.
+//!
+//! Every address of 127.0.0.0/8 is a peer of its own, so nothing here needs a privilege.
+
+mod addresses;
+mod families;
+mod feed;
+mod healthy;
+mod hostile_connections;
+mod hostile_media;
+mod hostile_sessions;
+mod load;
+mod reports;
+mod restart;
+mod splice;

@@ -49,8 +49,7 @@ impl Publisher {
             let track = format!("{url}/{control}");
             if transport == Transport::Tcp {
                 let channel = number * 2;
-                let offer =
-                    format!("RTP/AVP/TCP;unicast;interleaved={channel}-{};mode=record", channel + 1);
+                let offer = format!("RTP/AVP/TCP;unicast;interleaved={channel}-{};mode=record", channel + 1);
                 connection.request("SETUP", &track, &[("Transport", &offer)], "")?.ok()?;
                 tracks.push(Way::Tcp { channel });
                 continue;
@@ -81,8 +80,7 @@ impl Publisher {
     fn emit(&mut self, track: usize, control: bool, packet: &[u8]) -> Result<()> {
         match &self.tracks[track] {
             Way::Udp { rtp, rtcp, server } => {
-                let (socket, port) =
-                    if control { (rtcp, server.port() + 1) } else { (rtp, server.port()) };
+                let (socket, port) = if control { (rtcp, server.port() + 1) } else { (rtp, server.port()) };
                 socket.send_to(packet, (server.ip(), port))?;
             }
             Way::Tcp { channel } => {
@@ -170,8 +168,7 @@ impl Player {
         let mut ways = Vec::new();
         for control in controls(&described.body) {
             let number = ways.len() as u8;
-            let track =
-                if control.starts_with("rtsp://") { control } else { format!("{base}/{control}") };
+            let track = if control.starts_with("rtsp://") { control } else { format!("{base}/{control}") };
             if transport == Transport::Tcp {
                 let channel = number * 2;
                 let offer = format!("RTP/AVP/TCP;unicast;interleaved={channel}-{}", channel + 1);
@@ -214,6 +211,22 @@ impl Player {
         }
         player.receive();
         Ok(player)
+    }
+
+    /// The same while `meanwhile` feeds the stream every few milliseconds: PLAY waits for a first packet.
+    pub fn play_after(
+        url: &str,
+        transport: Transport,
+        mut meanwhile: impl FnMut() -> Result<()>,
+    ) -> Result<Self> {
+        std::thread::scope(|scope| {
+            let player = scope.spawn(|| Self::play(url, transport));
+            while !player.is_finished() {
+                meanwhile()?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            player.join().map_err(|_| anyhow::anyhow!("the player panicked"))?
+        })
     }
 
     fn keep(&mut self, channel: u8, packet: Vec<u8>) {
@@ -306,8 +319,7 @@ impl Player {
     fn emit(&mut self, track: usize, control: bool, packet: &[u8]) -> Result<()> {
         match &self.ways[track] {
             Sink::Udp { rtp, rtcp, server } => {
-                let (socket, port) =
-                    if control { (rtcp, server.port() + 1) } else { (rtp, server.port()) };
+                let (socket, port) = if control { (rtcp, server.port() + 1) } else { (rtp, server.port()) };
                 socket.send_to(packet, (server.ip(), port))?;
             }
             Sink::Tcp { channel } => {

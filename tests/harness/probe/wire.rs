@@ -25,8 +25,8 @@ impl Rtp {
             payload_type: header[1] & 0x7f,
             marker: header[1] & 0x80 != 0,
             sequence: u16::from_be_bytes([header[2], header[3]]),
-            timestamp: word(header, 4),
-            ssrc: word(header, 8),
+            timestamp: word_at(header, 4),
+            ssrc: word_at(header, 8),
             payload: payload.to_vec(),
         })
     }
@@ -118,11 +118,11 @@ pub fn compound(bytes: &[u8]) -> Vec<(u8, u8, Vec<u8>)> {
 pub fn sender_reports(bytes: &[u8]) -> Vec<SenderReport> {
     let read = |(kind, _, body): (u8, u8, Vec<u8>)| {
         (kind == 200 && body.len() >= 24).then(|| SenderReport {
-            ssrc: word(&body, 0),
-            ntp: u64::from(word(&body, 4)) << 32 | u64::from(word(&body, 8)),
-            timestamp: word(&body, 12),
-            packets: word(&body, 16),
-            octets: word(&body, 20),
+            ssrc: word_at(&body, 0),
+            ntp: u64::from(word_at(&body, 4)) << 32 | u64::from(word_at(&body, 8)),
+            timestamp: word_at(&body, 12),
+            packets: word_at(&body, 16),
+            octets: word_at(&body, 20),
         })
     };
     compound(bytes).into_iter().filter_map(read).collect()
@@ -134,7 +134,7 @@ pub fn leaving(bytes: &[u8]) -> Vec<u32> {
         .into_iter()
         .filter(|(kind, count, _)| *kind == 203 && *count > 0)
         .filter(|(.., body)| body.len() >= 4)
-        .map(|(.., body)| word(&body, 0))
+        .map(|(.., body)| word_at(&body, 0))
         .collect()
 }
 
@@ -159,12 +159,12 @@ pub fn report_blocks(bytes: &[u8]) -> Vec<ReportBlock> {
             continue;
         }
         for block in body.get(4..).unwrap_or_default().chunks_exact(24).take(usize::from(count)) {
-            let lost = (word(block, 4) << 8) as i32 >> 8;
+            let lost = (word_at(block, 4) << 8) as i32 >> 8;
             blocks.push(ReportBlock {
-                reporter: word(&body, 0),
-                ssrc: word(block, 0),
+                reporter: word_at(&body, 0),
+                ssrc: word_at(block, 0),
                 lost,
-                jitter: word(block, 12),
+                jitter: word_at(block, 12),
             });
         }
     }
@@ -179,7 +179,8 @@ pub fn cname(bytes: &[u8]) -> Option<String> {
     })
 }
 
-pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
+/// The 32 bits at an offset.
+pub fn word_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
@@ -193,14 +194,8 @@ mod tests {
         assert_eq!(sender_reports(&report.to_bytes()), [report]);
         assert_eq!(cname(&report.to_bytes()).as_deref(), Some("probe"));
         assert_eq!((leaving(&bye(5)), leaving(&receiver_report(5))), (vec![5], vec![]));
-        let packet = Rtp {
-            payload_type: 96,
-            marker: true,
-            sequence: 1,
-            timestamp: 2,
-            ssrc: 3,
-            payload: vec![4],
-        };
+        let packet =
+            Rtp { payload_type: 96, marker: true, sequence: 1, timestamp: 2, ssrc: 3, payload: vec![4] };
         assert_eq!(Rtp::parse(&packet.to_bytes()), Some(packet));
     }
 }

@@ -1,0 +1,240 @@
+//! RTCP on both sides of a leg: cases 24, 25, 26 and 27.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use msm_tests::camera::{GstCamera, Stage, Transport, serve_with_gstreamer};
+use msm_tests::fixture::{Fixture, Profile};
+use msm_tests::packet::{Capture, rtp_streams};
+use msm_tests::privilege::{Need, granted};
+use msm_tests::probe::{Player, wire};
+use msm_tests::process::{Scratch, wait_for};
+use msm_tests::proxy::{Options, Proxy};
+
+use crate::feed::{self, Feed, TICKS};
+use crate::healthy::{LIMIT, proxy};
+
+/// Case 24 downwards, RTP-24: one BYE makes GStreamer stop and ffmpeg exit.
+#[test]
+fn a_camera_that_says_bye_and_goes_on_is_played_on() {
+    let scratch = Scratch::new("bye").unwrap();
+    let proxy = proxy(scratch.path(), &[]).unwrap();
+    let url = proxy.url("cam");
+    let mut feed = Feed::record(&url, Transport::Udp).unwrap();
+    let mut viewers: Vec<Player> = Transport::ALL
+        .into_iter()
+        .map(|transport| feed::play(&mut feed, &url, transport).unwrap())
+        .collect();
+    for track in 0..2 {
+        let bye = wire::bye(feed.starts[track].ssrc);
+        feed.publisher.send_control(track, &bye).unwrap();
+    }
+    // The proxy has taken it when its log says so; media passes before and after.
+    let log = wait_for("the BYE to be noted", LIMIT, || {
+        feed.next().ok()?;
+        (proxy.metric("msm_events_total", &["source.bye"]).ok()? >= 1.0).then_some(())
+    });
+    log.unwrap();
+    let mark = feed.number;
+    for viewer in &mut viewers {
+        let behind = |viewer: &Player| {
+            viewer.packets(0).last().is_some_and(|packet| feed::number(packet) > mark + 20)
+        };
+        viewer.wait("media behind the BYE", LIMIT, || feed.next(), behind).unwrap();
+        assert!(viewer.byes(0).is_empty() && viewer.byes(1).is_empty() && !viewer.closed);
+    }
+}
+
+/// Case 24 at the end: BYE with the leg's SSRC, then the connection; TEARDOWN upstream.
+#[test]
+fn the_end_of_the_proxy_is_a_bye_to_every_viewer_and_a_teardown_to_the_camera() {
+    if !granted("the end of the proxy", &[Need::Program("ffmpeg"), Need::GstRtspServer]) {
+        return;
+    }
+    let scratch = Scratch::new("end").unwrap();
+    let stage = Stage::here(scratch.path());
+    let fixture = Fixture::make(Profile::H264Aac).unwrap();
+    let camera = serve_with_gstreamer(stage, "camera", &fixture, &GstCamera::default()).unwrap();
+    let options = Options { pulls: vec![("cam".to_owned(), camera.url.clone())], ..Options::default() };
+    let mut proxy = Proxy::start(stage, "proxy", &options).unwrap();
+    let mut viewers: Vec<Player> = Transport::ALL
+        .into_iter()
+        .map(|transport| Player::play(&proxy.url("cam"), transport).unwrap())
+        .collect();
+    for viewer in &mut viewers {
+        let flowing = |viewer: &Player| viewer.media.iter().all(|track| track.len() > 10);
+        viewer.wait("media of both tracks", LIMIT, || Ok(()), flowing).unwrap();
+    }
+    proxy.terminate(Duration::from_secs(20)).unwrap();
+    for viewer in &mut viewers {
+        viewer.wait("the connection to be closed", LIMIT, || Ok(()), |viewer| viewer.closed).unwrap();
+        for track in 0..2 {
+            let ssrc = wire::word_at(&viewer.media[track][0], 8);
+            assert_eq!(viewer.byes(track), [ssrc], "track {track}");
+        }
+    }
+    wait_for("the camera's TEARDOWN", LIMIT, || (!camera.events("teardown").is_empty()).then_some(())).unwrap();
+    assert_eq!((camera.sessions(), camera.events("teardown").len()), (1, 1));
+}
+
+/// Case 25, RTP-21, and lip sync after a switch.
+#[test]
+fn sender_reports_are_mapped_to_the_tick_after_a_switch() {
+    let scratch = Scratch::new("mapping").unwrap();
+    let proxy = proxy(scratch.path(), &[]).unwrap();
+    let url = proxy.url("cam");
+    let mut feed = Feed::record(&url, Transport::Udp).unwrap();
+    let mut viewer = feed::play(&mut feed, &url, Transport::Udp).unwrap();
+    let mut reports = 0;
+    for run in 0..3 {
+        if run > 0 {
+            feed.restart();
+        }
+        let seen = [viewer.control[0].len(), viewer.control[1].len()];
+        let start = feed.number;
+        let mut beat = 0_u32;
+        let reported = |viewer: &Player| {
+            (0..2).all(|track| {
+                let fresh = viewer.control[track][seen[track]..].iter().flat_map(|r| wire::sender_reports(r));
+                let media = viewer.packets(track);
+                fresh.count() > 2 && media.last().is_some_and(|p| feed::number(p) > start + 10)
+            })
+        };
+        let drive = || {
+            beat += 1;
+            if beat % 8 == 0 {
+                feed.report()?;
+            }
+            feed.next()
+        };
+        viewer.wait("reports of the run", LIMIT, drive, reported).unwrap();
+        // Ticks between a packet's timestamp and its number's time: one line for the whole leg.
+        let mut clocks = Vec::new();
+        for track in 0..2 {
+            let media = viewer.packets(track);
+            let last = media.iter().rev().find(|packet| feed::number(packet) > start + 2).unwrap();
+            let fresh = viewer.control[track][seen[track]..].iter().flat_map(|r| wire::sender_reports(r));
+            let report = fresh.last().unwrap();
+            assert_eq!(report.ssrc, media[0].ssrc, "the report carries the leg's SSRC");
+            // The report's moment in numbers: it is sent at the time of a packet.
+            let millis = (report.ntp >> 32) * 1000 + ((report.ntp & 0xffff_ffff) * 1000 + (1 << 31) >> 32);
+            let number = ((millis - 3_900_000_000_000 + 10) / 20) as u32;
+            let distance = feed::number(last).wrapping_sub(number).wrapping_mul(TICKS[track]);
+            assert_eq!(
+                last.timestamp.wrapping_sub(report.timestamp),
+                distance,
+                "run {run}, track {track}: the mapped report is off by more than a tick"
+            );
+            clocks.push(number);
+            reports += 1;
+        }
+        assert!(clocks[0].abs_diff(clocks[1]) < 1000);
+    }
+    assert_eq!(reports, 6);
+    // One SSRC per leg, and time that only moves on.
+    for track in 0..2 {
+        let packets = viewer.packets(track);
+        assert!(packets.iter().all(|packet| packet.ssrc == packets[0].ssrc));
+        assert!(packets.windows(2).all(|p| p[1].sequence == p[0].sequence.wrapping_add(1)));
+        assert!(packets.windows(2).all(|p| p[1].timestamp.wrapping_sub(p[0].timestamp) < 1 << 31));
+    }
+}
+
+/// Case 26, section 2.3: the same loss and jitter as an independent reader of the leg.
+#[test]
+fn loss_and_jitter_are_those_that_tshark_finds_on_a_captured_leg() {
+    if !granted("loss and jitter", &[Need::Program("dumpcap"), Need::Program("tshark")]) {
+        return;
+    }
+    let scratch = Scratch::new("loss").unwrap();
+    let stage = Stage::here(scratch.path());
+    let proxy = proxy(scratch.path(), &[]).unwrap();
+    let url = proxy.url("cam");
+    let mut feed = Feed::record(&url, Transport::Udp).unwrap();
+    let mut viewer = feed::play(&mut feed, &url, Transport::Udp).unwrap();
+    let port = viewer.port(0).unwrap();
+    let capture = Capture::start(stage, "leg", "lo", &format!("udp dst port {port}")).unwrap();
+    let before = proxy.stream("cam").unwrap()["tracks"][0]["lost"].as_u64().unwrap();
+    let count = viewer.media[0].len();
+    assert_eq!(before, 0);
+    // Over the wrap of the sequence (it starts at 65,400): every 17th packet is lost, every 40th comes
+    // behind its successor, and departures alternate between early and late by more than the machine's
+    // own disturbance.
+    let started = Instant::now();
+    let (mut lost, mut due) = (0, Duration::ZERO);
+    while feed.number < 700 {
+        due += if feed.number % 2 == 0 { Duration::from_millis(4) } else { Duration::from_millis(16) };
+        std::thread::sleep(due.saturating_sub(started.elapsed()));
+        match feed.number {
+            number if number % 17 == 16 => {
+                lost += 1;
+                feed.skip();
+            }
+            number if number % 40 == 20 => {
+                for swapped in [number + 1, number] {
+                    let packet = feed.packet(0, swapped);
+                    feed.publisher.send(0, &packet).unwrap();
+                }
+                feed.skip();
+                feed.skip();
+            }
+            _ => feed.next().unwrap(),
+        }
+    }
+    feed.next().unwrap();
+    let last = feed.number - 1;
+    viewer
+        .wait("the last packet", LIMIT, || Ok(()), |viewer| {
+            viewer.packets(0).last().is_some_and(|packet| feed::number(packet) == last)
+        })
+        .unwrap();
+    let track = proxy.stream("cam").unwrap()["tracks"][0].clone();
+    let file = capture.finish().unwrap();
+    let streams = rtp_streams(&file, &[port]).unwrap();
+    let [stream] = streams.as_slice() else { panic!("tshark finds {streams:?}") };
+    assert!(viewer.media[0].len() > count);
+    assert!(lost > 20, "{lost} were dropped on purpose");
+    assert_eq!(track["lost"].as_i64(), Some(stream.lost), "tshark says {stream:?}");
+    assert_eq!(stream.lost, lost);
+    let ours = track["jitter_seconds"].as_f64().unwrap() * 1000.0;
+    let (largest, mean) = stream.jitter;
+    assert!(
+        (ours - mean).abs() < 0.25 * mean + 1.0 && ours <= largest * 1.1 + 0.5,
+        "our jitter is {ours} ms, tshark's mean {mean} and maximum {largest}"
+    );
+}
+
+/// Case 27, RTP-22.
+#[test]
+fn a_camera_with_many_viewers_gets_one_stream_of_receiver_reports() {
+    let scratch = Scratch::new("reports").unwrap();
+    let proxy = proxy(scratch.path(), &[]).unwrap();
+    let url = proxy.url("cam");
+    let mut feed = Feed::record(&url, Transport::Udp).unwrap();
+    let mut viewers: Vec<Player> =
+        (0..6).map(|n| feed::play(&mut feed, &url, Transport::ALL[n % 2]).unwrap()).collect();
+    let mut received: Vec<Vec<u8>> = Vec::new();
+    let mut rounds = 0_u32;
+    wait_for("three reports", Duration::from_secs(60), || {
+        feed.next().ok()?;
+        rounds += 1;
+        for (number, viewer) in viewers.iter_mut().enumerate() {
+            viewer.receive();
+            if rounds % 20 == 0 {
+                // Reports and names of viewers end at the proxy.
+                let report = wire::receiver_report(0x7000_0000 + number as u32);
+                viewer.send_control(0, &report).ok()?;
+            }
+        }
+        received.extend(feed.publisher.received_control(0));
+        (received.len() >= 3).then_some(())
+    })
+    .unwrap();
+    let blocks: Vec<_> = received.iter().flat_map(|report| wire::report_blocks(report)).collect();
+    let reporters: BTreeSet<u32> = blocks.iter().map(|block| block.reporter).collect();
+    let names: BTreeSet<Option<String>> = received.iter().map(|report| wire::cname(report)).collect();
+    assert_eq!((reporters.len(), names.len()), (1, 1), "{reporters:x?} {names:?}");
+    assert_eq!(blocks.len(), received.len(), "one block in each");
+    assert!(blocks.iter().all(|block| block.ssrc == feed.starts[0].ssrc && block.lost == 0), "{blocks:?}");
+    assert!(reporters.iter().all(|reporter| reporter >> 16 != 0x7000), "a viewer's report went up");
+}

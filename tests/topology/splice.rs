@@ -1,0 +1,122 @@
+//! Case 23, RTP-6: a camera that reboots behind an established input; nobody opens anything again.
+
+use std::time::Duration;
+
+use msm_tests::camera::{Stage, Transport};
+use msm_tests::fixture::{Fixture, Profile};
+use msm_tests::oracle::{Claim, check};
+use msm_tests::privilege::{Need, granted};
+use msm_tests::probe::wire;
+use msm_tests::probe::{Mutation, Player as Probe, Relay};
+use msm_tests::process::Scratch;
+use msm_tests::viewer::{Player, Viewer, Watch};
+
+use crate::feed::{self, Feed};
+use crate::healthy::{LIMIT, proxy};
+
+#[test]
+fn a_rebooted_camera_continues_every_leg_at_the_next_sequence_number() {
+    let scratch = Scratch::new("reboot").unwrap();
+    let proxy = proxy(scratch.path(), &[]).unwrap();
+    let url = proxy.url("cam");
+    let mut feed = Feed::record(&url, Transport::Udp).unwrap();
+    let mut viewers: Vec<Probe> =
+        (0..4).map(|n| feed::play(&mut feed, &url, Transport::ALL[n % 2]).unwrap()).collect();
+    for _ in 0..3 {
+        let target = feed.number + 30;
+        let reached = |viewer: &Probe| {
+            viewer.packets(0).last().is_some_and(|packet| feed::number(packet) >= target)
+        };
+        for viewer in &mut viewers {
+            viewer.wait("media of the run", LIMIT, || feed.next(), reached).unwrap();
+        }
+        feed.restart();
+    }
+    for (viewer, probe) in viewers.iter().enumerate() {
+        for track in 0..2 {
+            let packets = probe.packets(track);
+            assert_eq!(packets.len(), probe.media[track].len());
+            for pair in packets.windows(2) {
+                let (a, b) = (&pair[0], &pair[1]);
+                assert_eq!(b.ssrc, a.ssrc, "viewer {viewer}: one SSRC per leg");
+                assert_eq!(b.sequence, a.sequence.wrapping_add(1), "viewer {viewer}, track {track}");
+                let step = b.timestamp.wrapping_sub(a.timestamp);
+                let numbers = (feed::number(a), feed::number(b));
+                assert!(step < 1 << 31, "viewer {viewer}: time went back");
+                // Behind a splice it moves on by the time that passed, which a test cannot know.
+                let ticks = feed::TICKS[track];
+                assert!(step == ticks || step < 90_000 * 30, "viewer {viewer}: {step} at {numbers:?}");
+                assert!(numbers.1 > numbers.0 && numbers.1 - numbers.0 <= 4, "{numbers:?}");
+            }
+        }
+        assert!(probe.byes(0).is_empty() && !probe.closed);
+    }
+    // The second packet of each new run is lost to nobody: two admit it (RTP-6).
+    let events = proxy.stream("cam").unwrap();
+    assert_eq!(events["legs"].as_array().unwrap().len(), 4, "{events}");
+}
+
+/// The mutations of protocols.md 2.6 that stop players, one after the other, under both players.
+#[test]
+fn ffmpeg_and_rtspsrc_decode_on_when_ssrc_sequence_and_timestamp_change() {
+    if !granted("splice", &[Need::Program("ffmpeg"), Need::Program("gst-launch-1.0")]) {
+        return;
+    }
+    let scratch = Scratch::new("splice").unwrap();
+    let stage = Stage::here(scratch.path());
+    let profile = Profile::H264Aac;
+    let fixture = Fixture::make(profile).unwrap();
+    let proxy = proxy(scratch.path(), &[]).unwrap();
+    let url = proxy.url("cam");
+    let relay = Relay::publish(stage, "camera", &fixture, &url).unwrap();
+    proxy.wait_for_media("cam", 2, LIMIT).unwrap();
+    let mut viewers: Vec<Viewer> = [Player::Ffmpeg, Player::Rtspsrc]
+        .into_iter()
+        .flat_map(|player| Transport::ALL.map(|transport| (player, transport)))
+        .map(|(player, transport)| {
+            let name = format!("{}-{}", player.name(), transport.name());
+            let watch = Watch { name, player, transport, url: url.clone(), credentials: None, profile };
+            Viewer::start(stage, watch).unwrap()
+        })
+        .collect();
+    let mut probe = Probe::play(&url, Transport::Udp).unwrap();
+    for viewer in &mut viewers {
+        viewer.wait_for_frames(25, LIMIT).unwrap();
+    }
+    // A BYE of the old life, then the new one: SSRC, sequence back, timestamp leap.
+    for mutation in [
+        Mutation { ssrc: 0x1357_9BDF, sequence: 60_536, timestamp: 900_000_000, ..Mutation::default() },
+        Mutation { ssrc: 0x0246_8ACE, sequence: 5_000, timestamp: 3_000_000_000, ..Mutation::default() },
+    ] {
+        let before: Vec<usize> = viewers.iter().map(Viewer::frames).collect();
+        {
+            let mut state = relay.state();
+            for track in 0..2 {
+                let bye = wire::bye(state.ssrcs[track]);
+                state.publisher.send_control(track, &bye).unwrap();
+            }
+            state.mutation = mutation;
+        }
+        for (viewer, before) in viewers.iter_mut().zip(before) {
+            viewer.wait_for_frames(before + 40, LIMIT).unwrap();
+        }
+    }
+    probe.receive();
+    for track in 0..2 {
+        let packets = probe.packets(track);
+        assert!(packets.iter().all(|packet| packet.ssrc == packets[0].ssrc), "one SSRC per leg");
+        assert!(packets.windows(2).all(|p| p[1].sequence == p[0].sequence.wrapping_add(1)));
+        assert!(packets.windows(2).all(|p| p[1].timestamp.wrapping_sub(p[0].timestamp) < 1 << 31));
+    }
+    for mut viewer in viewers {
+        let name = viewer.watch().name.clone();
+        assert!(viewer.process.is_running(), "{name} ended: {}", viewer.process.tail());
+        let seen = viewer.finish().unwrap();
+        // The picture waits for a key frame at each splice, the sound does not (RTP-6).
+        let claim = Claim { frames: 80, gaps: 2, ..Claim::default() };
+        check(&fixture, &seen, &claim).unwrap_or_else(|mismatch| panic!("{name}: {mismatch}"));
+        assert!(seen.stamps.windows(2).all(|pair| pair[1] > pair[0]), "{name}: time went back");
+        let span = seen.stamps.last().unwrap_or(&0.0) - seen.stamps.first().unwrap_or(&0.0);
+        assert!(span < Duration::from_secs(120).as_secs_f64(), "{name}: a leap of time: {span} s");
+    }
+}
