@@ -1,1 +1,13 @@
-//! Conformance cases of the protocols, numbered in `docs/protocols`: transcripts and tables, no privilege.
+//! Conformance cases of the protocols, numbered as in `docs/protocols`: RTSP, sessions, descriptions.
+//!
+//! Tables and transcripts are tested beside the code; here the running proxy stands between real programs.
+
+mod fake_camera;
+mod messages;
+mod peer;
+mod quirk_camera;
+mod relay;
+mod replies;
+mod scene;
+mod sharing;
+mod sources;
