@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use msm_control_plane::event::{ConnEnd, OpError};
 use msm_graph::{
-    ConnId, Encap, Epoch, InputRow, InputState, LegId, LegOp, LegSpec, LegState, PortPair, Row, RowOp,
-    RowState, StreamId, TrackId,
+    ConnId, Encap, Epoch, InputRow, InputState, LegEncap, LegId, LegOp, LegSpec, LegState, PortPair, Row,
+    RowOp, RowState, StreamId, TrackId,
 };
 use msm_rtsp::conn::{ConnLimits, Role};
 use tokio::net::TcpStream;
@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::plan::{self, FlowChange};
 use crate::user::input_pair::PairId;
-use crate::user::tcp::{self, ConnHandle};
+use crate::user::tcp::{self, ConnHandle, GuestQueue};
 use crate::user::worker::{Command, Step, WorkerHandle};
 use crate::user::{UserEvent, WorkerConfig, buffer_warning, udp};
 
@@ -34,6 +34,8 @@ const ACK: Duration = Duration::from_secs(5);
 struct KnownStream {
     row: Row,
     worker: usize,
+    /// It never had an input or a leg: nothing is lost if another worker gets it.
+    unused: bool,
     /// The pair that each UDP input is received on.
     pairs: HashMap<TrackId, PairId>,
 }
@@ -54,6 +56,8 @@ struct KnownConn {
     peer: Option<SocketAddr>,
     /// The worker it was sent to, once a channel was bound.
     home: Option<usize>,
+    /// The way to it for streams of other workers, once there was one.
+    guests: Option<GuestQueue>,
 }
 
 #[derive(Debug)]
@@ -112,7 +116,8 @@ impl Installer {
         let events = self.0.borrow().events.clone();
         let peer = stream.peer_addr().ok().map(|a| SocketAddr::new(a.ip().to_canonical(), a.port()));
         let (handle, parts) = tcp::assemble(stream, id, role, limits, events.clone());
-        self.0.borrow_mut().conns.insert(id, KnownConn { handle: handle.clone(), peer, home: None });
+        let known = KnownConn { handle: handle.clone(), peer, home: None, guests: None };
+        self.0.borrow_mut().conns.insert(id, known);
         tokio::task::spawn_local(async move {
             match parts {
                 Ok(parts) => tcp::run_on_control(parts).await,
@@ -247,23 +252,26 @@ impl State {
             RowOp::Remove(_, stream) => return self.remove_row(stream),
         };
         let stream = row.stream;
+        let changes = plan::plan_row(self.streams.get(&stream).map(|known| &known.row), &row);
+        self.check_conns(&changes)?;
+        let mut pending = Pending::default();
+        self.replace(stream, &changes, &mut pending)?;
         let known = self.streams.get(&stream);
-        let changes = plan::plan_row(known.map(|known| &known.row), &row);
         let worker = match known {
             Some(known) => known.worker,
             None => self.place(&changes),
         };
+        let unused = known.is_none_or(|known| known.unused) && row.inputs.is_empty();
         // Everything that can fail here is done before the first step is queued.
-        let homes = self.check_homes(&changes, worker)?;
+        let homes = self.homeless(&changes);
         let mut pairs = known.map(|known| known.pairs.clone()).unwrap_or_default();
         let old_row = known.map(|known| known.row.clone());
         let mut released = Vec::new();
         let mut acquired = Vec::new();
         let mut steps = Vec::with_capacity(changes.len());
-        let mut undo = Vec::new();
         for change in &changes {
-            if let Some(step) = change.undo().and_then(|undone| Self::step_of(stream, undone)) {
-                undo.push((worker, step));
+            if let Some(step) = change.undo().and_then(|undone| self.step_of(stream, worker, undone)) {
+                pending.undo.push((worker, step));
             }
             if let FlowChange::CloseInput { track, .. }
             | FlowChange::OpenInput { input: InputRow { track, .. }, .. } = change
@@ -287,11 +295,10 @@ impl State {
                     acquired.push((pair, Some(peer)));
                 }
                 steps.push(step);
-            } else if let Some(step) = Self::step_of(stream, change.clone()) {
+            } else if let Some(step) = self.step_of(stream, worker, change.clone()) {
                 steps.push(step);
             }
         }
-        let mut pending = Pending { undo, ..Pending::default() };
         self.relocate(homes, worker, &mut pending);
         if !steps.is_empty() {
             self.apply(worker, steps, &mut pending)?;
@@ -299,7 +306,7 @@ impl State {
         for (pair, peer) in released {
             self.release(pair, peer);
         }
-        let before = self.streams.insert(stream, KnownStream { row, worker, pairs });
+        let before = self.streams.insert(stream, KnownStream { row, worker, unused, pairs });
         Ok((pending, stream, before.map(|known| known.row)))
     }
 
@@ -356,23 +363,30 @@ impl State {
             (_, Some(known)) => known.stream,
             (_, None) => return Ok(Submitted::Detached(Pending::default())),
         };
-        let Some(worker) = self.streams.get(&stream).map(|known| known.worker) else {
+        self.check_conns(&changes)?;
+        let mut pending = Pending::default();
+        self.replace(stream, &changes, &mut pending)?;
+        let Some(known) = self.streams.get_mut(&stream) else {
             return Err(OpError::NotFound(format!("stream {stream}")));
         };
-        let homes = self.check_homes(&changes, worker)?;
+        known.unused = false;
+        let worker = known.worker;
+        let homes = self.homeless(&changes);
         if let LegOp::Arm { wait_millis, .. } = op {
             let wait = Duration::from_millis(u64::from(*wait_millis));
             let (answer, starts) = oneshot::channel();
             self.command(worker, Command::Arm { stream, leg, wait, answer })?;
             return Ok(Submitted::Armed { wait, starts });
         }
-        let mut pending = Pending::default();
         for change in &changes {
-            if let Some(step) = change.undo().and_then(|undone| Self::step_of(stream, undone)) {
+            if let Some(step) = change.undo().and_then(|undone| self.step_of(stream, worker, undone)) {
                 pending.undo.push((worker, step));
             }
         }
-        let steps: Vec<_> = changes.into_iter().filter_map(|change| Self::step_of(stream, change)).collect();
+        let mut steps = Vec::with_capacity(changes.len());
+        for change in changes {
+            steps.extend(self.step_of(stream, worker, change));
+        }
         self.relocate(homes, worker, &mut pending);
         if !steps.is_empty() {
             self.apply(worker, steps, &mut pending)?;
@@ -392,32 +406,63 @@ impl State {
         }
     }
 
+    /// The worker where a connection of these changes lives already.
+    fn home_of(&self, changes: &[FlowChange]) -> Option<usize> {
+        plan::connections(changes).into_iter().find_map(|conn| self.conns.get(&conn)?.home)
+    }
+
     /// The worker of a new stream: where its connection lives already, else the one with fewest streams.
     fn place(&self, changes: &[FlowChange]) -> usize {
-        let home = plan::connections(changes).into_iter().find_map(|conn| self.conns.get(&conn)?.home);
-        home.unwrap_or_else(|| {
+        self.home_of(changes).unwrap_or_else(|| {
             (0..self.workers.len())
                 .min_by_key(|worker| self.streams.values().filter(|known| known.worker == *worker).count())
                 .unwrap_or(0)
         })
     }
 
-    /// Connections that have to move to `worker` for these changes.
-    fn check_homes(&self, changes: &[FlowChange], worker: usize) -> Result<Vec<ConnId>, OpError> {
-        let mut moving = Vec::new();
+    /// Gives a stream that was never used to the worker where its first connection lives, so that frames
+    /// need not cross threads.
+    fn replace(
+        &mut self,
+        stream: StreamId,
+        changes: &[FlowChange],
+        pending: &mut Pending,
+    ) -> Result<(), OpError> {
+        let Some(home) = self.home_of(changes) else { return Ok(()) };
+        let Some(known) = self.streams.get(&stream) else { return Ok(()) };
+        if known.worker == home || !known.unused {
+            return Ok(());
+        }
+        let (old, row) = (known.worker, known.row.clone());
+        self.apply(home, vec![Step::OpenStream(stream), Step::Describe(row)], pending)?;
+        if let Some(known) = self.streams.get_mut(&stream) {
+            known.worker = home;
+        }
+        self.apply(old, vec![Step::CloseStream(stream)], pending)
+    }
+
+    /// Whether the connections of these changes are there.
+    fn check_conns(&self, changes: &[FlowChange]) -> Result<(), OpError> {
         for conn in plan::connections(changes) {
-            let known = self.conns.get(&conn).filter(|known| !known.handle.is_closed());
-            match known.ok_or_else(|| OpError::NotFound(format!("connection {conn}")))?.home {
-                None => moving.push(conn),
-                Some(home) if home == worker => {}
-                Some(home) => {
-                    let words =
-                        format!("connection {conn} lives on data-{home}, its stream on data-{worker}");
-                    return Err(OpError::Exhausted(words));
-                }
+            if self.conns.get(&conn).is_none_or(|known| known.handle.is_closed()) {
+                return Err(OpError::NotFound(format!("connection {conn}")));
             }
         }
-        Ok(moving)
+        Ok(())
+    }
+
+    /// Connections of these changes that no worker has yet.
+    fn homeless(&self, changes: &[FlowChange]) -> Vec<ConnId> {
+        let mut conns = plan::connections(changes);
+        conns.retain(|conn| self.conns.get(conn).is_some_and(|known| known.home.is_none()));
+        conns
+    }
+
+    /// The way to a connection for a stream of `worker`; `None` if it lives there or will.
+    fn guest_of(&mut self, conn: ConnId, worker: usize) -> Option<GuestQueue> {
+        let known = self.conns.get_mut(&conn)?;
+        known.home.filter(|home| *home != worker)?;
+        Some(known.guests.get_or_insert_with(|| known.handle.admit_guests()).clone())
     }
 
     fn relocate(&mut self, conns: Vec<ConnId>, worker: usize, pending: &mut Pending) {
@@ -449,8 +494,10 @@ impl State {
         let (peer, local) = match &input.encap {
             Encap::Udp { peer, local, .. } => (peer.to_canonical(), local.to_canonical()),
             Encap::Interleaved { conn, .. } => {
-                let peer = self.conns.get(conn).and_then(|known| known.peer);
-                return Ok((Step::OpenChannelInput { stream, input, peer }, None));
+                let conn = *conn;
+                let peer = self.conns.get(&conn).and_then(|known| known.peer);
+                let guest = self.guest_of(conn, worker);
+                return Ok((Step::OpenChannelInput { stream, input, peer, guest }, None));
             }
         };
         // Any pair that no other track of this address uses will do: datagrams are told apart by address.
@@ -500,7 +547,7 @@ impl State {
     }
 
     /// The worker's step of a change; `None` for those that have a way of their own.
-    fn step_of(stream: StreamId, change: FlowChange) -> Option<Step> {
+    fn step_of(&mut self, stream: StreamId, worker: usize, change: FlowChange) -> Option<Step> {
         Some(match change {
             FlowChange::OpenStream { stream } => Step::OpenStream(stream),
             FlowChange::Describe { row } => Step::Describe(row),
@@ -508,7 +555,13 @@ impl State {
             FlowChange::CloseInput { stream, track } => Step::CloseInput { stream, track },
             FlowChange::CloseStream { stream } => Step::CloseStream(stream),
             FlowChange::OpenLeg { spec } => Step::OpenLeg(spec),
-            FlowChange::OpenLegTrack { leg, track } => Step::OpenLegTrack { stream, leg, track },
+            FlowChange::OpenLegTrack { leg, track } => {
+                let guest = match track.encap {
+                    LegEncap::Interleaved { conn, .. } => self.guest_of(conn, worker),
+                    LegEncap::Udp { .. } => None,
+                };
+                Step::OpenLegTrack { stream, leg, track, guest }
+            }
             FlowChange::CloseLegTrack { leg, track } => Step::CloseLegTrack { stream, leg, track },
             FlowChange::PauseLeg { leg } => Step::PauseLeg { stream, leg },
             FlowChange::CloseLeg { leg, bye } => Step::CloseLeg { stream, leg, bye },

@@ -61,6 +61,8 @@ pub struct StreamStats {
     pub stream: StreamId,
     /// Name of its route.
     pub name: String,
+    /// Number of the data thread that owns it: its cost is in the CPU time of that thread.
+    pub worker: usize,
     /// Tracks of its row.
     pub tracks: Vec<TrackStats>,
     /// Legs that are attached now.
@@ -136,7 +138,7 @@ pub struct LegStats {
 /// One named queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueStats {
-    /// Name, stable: `interleaved`, `commands`, `frames`.
+    /// Name, stable: `interleaved`, `frames`, `commands`, `reports`.
     pub queue: &'static str,
     /// Entries (or bytes for `interleaved`) waiting now, over all queues of that name.
     pub depth: u64,

@@ -48,6 +48,7 @@ fn snapshot(stream: StreamId, legs: u8) -> Snapshot {
     let stats = StreamStats {
         stream,
         name: "door".to_owned(),
+        worker: 0,
         tracks: vec![track],
         legs: (1..=legs).map(|n| leg(n, (n == 1).then_some(4))).collect(),
         out_packets: 50,

@@ -3,17 +3,15 @@
 //! Owns the sending. Which packets a leg gets, and with which numbers, is `msm_media::LegTrack`'s.
 
 use std::os::fd::RawFd;
-use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use msm_fastpath::{DropReason, RtpEdit, RtpFixed, rewrite};
 use msm_graph::LegId;
-use msm_media::{LegTrack, Pass, TrackInput};
-use msm_rtsp::conn::{FrameDrop, Offer};
+use msm_media::{LegTrack, Pass, RtcpPass, TrackInput};
 
 use super::io_buffers::IoBuffers;
-use super::tcp::ConnSlot;
+use super::tcp::ConnWay;
 use super::udp::{self, Destination, Piece, Run};
 
 /// Counters by [`DropReason`].
@@ -56,7 +54,7 @@ pub(crate) enum Way {
         segmented: bool,
     },
     Channels {
-        slot: Rc<ConnSlot>,
+        conn: ConnWay,
         rtp: u8,
         rtcp: u8,
     },
@@ -102,7 +100,14 @@ impl LegOut {
         if matches!(self.state, GateState::Disabled | GateState::Paused) {
             return (0, 0);
         }
+        let splices = self.media.sent().splices;
         let pass = self.media.handle_batch(now, input, &io.batch, &mut io.edits);
+        if self.media.sent().splices != splices {
+            // Ahead of the first packet of the new run: a player that learned the new mapping behind it
+            // would turn its clock back by what the two runs' reports differ.
+            self.report_due = false;
+            self.send_report(now, input, io);
+        }
         if matches!(pass, Pass::Nothing) {
             return (0, 0);
         }
@@ -161,28 +166,12 @@ impl LegOut {
     }
 
     fn send_frames<'a>(&mut self, frames: impl Iterator<Item = (&'a [u8], Bytes)>, now: Instant) {
-        let Way::Channels { slot, rtp, .. } = &self.way else { return };
-        let (packets, bytes, drops) = (&mut self.packets, &mut self.bytes, &mut self.drops);
-        let mut frames = frames.peekable();
-        if frames.peek().is_none() {
-            return;
-        }
-        let here = slot.with(|conn| {
-            for (head, tail) in frames.by_ref() {
-                let len = (head.len() + tail.len()) as u64;
-                match conn.push_rtp(*rtp, head, tail, now) {
-                    Offer::Queued => {
-                        *packets += 1;
-                        *bytes += len;
-                    }
-                    Offer::Dropped(FrameDrop::TooLong) => drops.count(DropReason::Mtu, 1),
-                    Offer::Dropped(_) => drops.count(DropReason::QueueFull, 1),
-                }
-            }
-        });
-        if here.is_none() {
-            drops.count(DropReason::QueueFull, frames.count() as u64);
-        }
+        let Way::Channels { conn, rtp, .. } = &self.way else { return };
+        let pushed = conn.push_rtp(*rtp, frames, now);
+        self.packets += pushed.packets;
+        self.bytes += pushed.bytes;
+        self.drops.count(DropReason::QueueFull, pushed.full);
+        self.drops.count(DropReason::Mtu, pushed.too_long);
     }
 
     /// Runs go out by one call each. What the kernel has no room for is dropped and counted: nobody waits
@@ -231,15 +220,22 @@ impl LegOut {
         (packets, sent)
     }
 
+    /// Sends the viewer the latest sender report of the source, if there is one (RTP-21).
+    pub(crate) fn send_report(&mut self, now: Instant, input: &TrackInput, io: &mut IoBuffers) {
+        match self.media.sender_report(now, input, &mut io.rtcp) {
+            RtcpPass::Nothing => {}
+            RtcpPass::Unchanged => self.send_rtcp(input.down().unwrap_or_default(), now),
+            RtcpPass::Mapped => self.send_rtcp(&io.rtcp, now),
+        }
+    }
+
     /// Sends an RTCP compound to the viewer.
     pub(crate) fn send_rtcp(&mut self, compound: &[u8], now: Instant) {
         match &self.way {
             Way::Udp { rtcp_socket, rtcp, .. } => {
                 let _ = retry(|| udp::send_one(*rtcp_socket, rtcp, compound));
             }
-            Way::Channels { slot, rtcp, .. } => {
-                let _ = slot.with(|conn| conn.push_rtcp(*rtcp, Bytes::copy_from_slice(compound), now));
-            }
+            Way::Channels { conn, rtcp, .. } => conn.push_rtcp(*rtcp, compound, now),
         }
     }
 

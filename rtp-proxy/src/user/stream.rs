@@ -9,20 +9,17 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use msm_fastpath::DropReason;
 use msm_graph::{
     InputRow, LegFailure, LegId, LegStart, LegTrackState, Report, Row, StreamId, TrackId, TrackRow,
 };
-use msm_media::{
-    ClockRate, Codec, InputConfig, InputEvent, InputOutput, PeerLock, PeerVerdict, RtcpPass, TrackInput,
-};
+use msm_media::{ClockRate, Codec, InputConfig, InputEvent, InputOutput, PeerLock, PeerVerdict, TrackInput};
 use tokio::sync::oneshot;
 
 use super::input_pair::InputPair;
 use super::io_buffers::IoBuffers;
-use super::leg::{Drops, GateState, LegOut};
-use super::tcp::ConnSlot;
+use super::leg::{Drops, GateState, LegOut, Way};
+use super::tcp::ConnWay;
 use super::udp::{self, Destination};
 use super::worker::Shared;
 use crate::stats::{LegStats, StreamStats, TrackStats};
@@ -39,7 +36,7 @@ const UNREACHABLE: u32 = 3;
 #[derive(Debug)]
 pub(crate) enum Entry {
     Udp { pair: Rc<InputPair>, lock: PeerLock, peer: IpAddr, peer_rtcp: Option<u16> },
-    Channels { slot: Rc<ConnSlot>, rtcp: u8, peer: Option<SocketAddr> },
+    Channels { conn: ConnWay, rtcp: u8, peer: Option<SocketAddr> },
 }
 
 #[derive(Debug)]
@@ -212,6 +209,9 @@ impl Stream {
         let index = legs.iter().position(|out| out.leg == leg)?;
         let out = legs.swap_remove(index);
         self.drops.add(&out.drops);
+        for (reason, count) in out.media.drops().iter() {
+            self.drops.count(reason, count);
+        }
         Some(out)
     }
 
@@ -261,12 +261,17 @@ impl Stream {
         answer: oneshot::Sender<Vec<LegStart>>,
     ) {
         self.arming.retain(|arming| arming.leg != leg);
+        // RTSP-44: no frame before the response that names its sequence number. Where that cannot be had,
+        // the answer is dropped and no gate opens.
+        let held = self.outs(leg).all(|(_, _, out)| match &out.way {
+            Way::Channels { conn, rtp, rtcp } => conn.hold([*rtp, *rtcp]),
+            Way::Udp { .. } => true,
+        });
+        if !held {
+            return;
+        }
         let mut started = Vec::new();
         for (input, track, out) in self.outs(leg) {
-            if let super::leg::Way::Channels { slot, rtp, rtcp } = &out.way {
-                // RTSP-44: no frame before the response that names its sequence number.
-                slot.with(|conn| conn.hold_media(&[*rtp, *rtcp]));
-            }
             out.state = GateState::Armed;
             out.report_due = true;
             if let Some(start) = out.media.arm(now, input) {
@@ -347,7 +352,7 @@ impl Stream {
                 self.out_bytes += bytes;
                 if packets > 0 && out.report_due {
                     out.report_due = false;
-                    send_report(out, now, media, io, true);
+                    out.send_report(now, media, io);
                 }
             }
             self.alive_at = Some(now);
@@ -385,7 +390,7 @@ impl Stream {
         if media.take_down() {
             for out in legs.iter_mut().filter(|out| out.state == GateState::Active) {
                 out.report_due = false;
-                send_report(out, now, media, io, false);
+                out.send_report(now, media, io);
             }
         }
     }
@@ -572,11 +577,12 @@ impl Stream {
         }
     }
 
-    pub(crate) fn stats(&self, now: Instant) -> StreamStats {
+    pub(crate) fn stats(&self, now: Instant, worker: usize) -> StreamStats {
         let tracks = self.tracks.iter().map(|track| track_stats(track, now)).collect();
         StreamStats {
             stream: self.id,
             name: self.name.clone(),
+            worker,
             tracks,
             legs: self.legs.iter().map(|meta| self.leg_stats(meta, now)).collect(),
             out_packets: self.out_packets,
@@ -681,20 +687,6 @@ fn media_config(track: &TrackRow, feedback: bool, own_ssrc: u32) -> InputConfig 
     }
 }
 
-/// Sends a leg the sender report it has coming: the cached one to a new leg, else the latest.
-fn send_report(out: &mut LegOut, now: Instant, media: &TrackInput, io: &mut IoBuffers, cached: bool) {
-    let pass = if cached {
-        out.media.sender_report(now, media, &mut io.rtcp)
-    } else {
-        out.media.handle_source_rtcp(now, media, &mut io.rtcp)
-    };
-    match pass {
-        RtcpPass::Nothing => {}
-        RtcpPass::Unchanged => out.send_rtcp(media.down().unwrap_or_default(), now),
-        RtcpPass::Mapped => out.send_rtcp(&io.rtcp, now),
-    }
-}
-
 /// RTCP to the source, on the way it came.
 fn send_upstream(input: &mut Input, compound: &[u8], now: Instant) {
     match &mut input.entry {
@@ -706,8 +698,6 @@ fn send_upstream(input: &mut Input, compound: &[u8], now: Instant) {
                 let _ = udp::send_one(pair.rtcp.as_raw_fd(), &to, compound);
             }
         }
-        Entry::Channels { slot, rtcp, .. } => {
-            let _ = slot.with(|conn| conn.push_rtcp(*rtcp, Bytes::copy_from_slice(compound), now));
-        }
+        Entry::Channels { conn, rtcp, .. } => conn.push_rtcp(*rtcp, compound, now),
     }
 }

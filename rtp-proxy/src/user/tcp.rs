@@ -2,33 +2,45 @@
 //!
 //! Owns the socket of a connection and moves bytes between it and the sans-IO [`Conn`]: messages go to the
 //! session logic, `$` frames to the streams that own their channels. It starts on the control thread; once
-//! a channel is bound, the whole connection moves to the stream's worker and stays there. It must not know
-//! sessions, and it never blocks whoever fans out: frames are queued by [`Conn`], bounded by bytes and age.
+//! a channel is bound, the whole connection moves to the stream's worker and stays there; streams of other
+//! workers reach it by [`guest`]. It must not know sessions, and it never blocks whoever fans out: frames are
+//! queued by [`Conn`], bounded by bytes and age.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use msm_control_plane::event::{ConnEnd, OpError};
-use msm_graph::{ConnId, LegId, StreamId, TrackId};
+use msm_graph::{ConnId, StreamId, TrackId};
 use msm_rtsp::conn::{CloseReason, Conn, ConnEvent, Role};
 use msm_rtsp::message::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::UserEvent;
 use super::worker::{Command, Shared, WorkerHandle};
 
+mod guest;
+mod slot;
+
+use guest::Guest;
+pub(crate) use guest::{GuestQueue, Guests, guest_queue};
+use slot::{Binding, Inbox};
+pub(crate) use slot::{ChannelOwner, ConnParts, ConnSlot, ConnWay, Pushed};
+
 /// Frames of a source that come before their channel is bound (RTSP-42).
 const EARLY_FRAMES: usize = 64;
+/// Bytes of them: whoever connects can send them, and they wait for as long as the connection lives.
+const EARLY_BYTES: usize = 128 * 1024;
 /// Commands waiting for one connection.
 const COMMANDS: usize = 256;
 /// Slices of one vectored write.
@@ -48,6 +60,7 @@ pub(crate) enum ConnCommand {
     Release(Vec<u8>),
     Session(bool),
     Close,
+    Guests(Guests),
     Move(WorkerHandle, oneshot::Sender<Result<(), OpError>>),
 }
 
@@ -102,129 +115,17 @@ impl ConnHandle {
         done
     }
 
+    /// Opens the way for streams of other workers.
+    pub(crate) fn admit_guests(&self) -> GuestQueue {
+        let (queue, guests) = guest_queue();
+        self.command(ConnCommand::Guests(guests));
+        queue
+    }
+
     fn command(&self, command: ConnCommand) {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
             self.overflowed.store(true, Ordering::Relaxed);
         }
-    }
-}
-
-/// A connection between two threads: everything that moves.
-#[derive(Debug)]
-pub(crate) struct ConnParts {
-    pub(crate) id: ConnId,
-    pub(crate) peer: SocketAddr,
-    stream: std::net::TcpStream,
-    conn: Conn,
-    early: VecDeque<(u8, Bytes)>,
-    inbox: Inbox,
-}
-
-/// What the driver keeps for itself.
-#[derive(Debug)]
-struct Inbox {
-    commands: mpsc::Receiver<ConnCommand>,
-    overflowed: Arc<AtomicBool>,
-    events: mpsc::Sender<UserEvent>,
-    /// A message that the session logic had no room for: nothing is read until it is gone.
-    pending: Option<UserEvent>,
-    end: Option<ConnEnd>,
-}
-
-/// Who owns a channel of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ChannelOwner {
-    InputRtp { stream: StreamId, track: TrackId },
-    InputRtcp { stream: StreamId, track: TrackId },
-    LegRtp { leg: LegId },
-    LegRtcp { stream: StreamId, leg: LegId, track: TrackId },
-}
-
-/// A connection as the legs and inputs of one thread see it.
-#[derive(Debug)]
-pub(crate) struct ConnSlot {
-    pub(crate) id: ConnId,
-    conn: RefCell<Option<Conn>>,
-    wake: Notify,
-    owners: RefCell<Vec<(u8, ChannelOwner)>>,
-    early: RefCell<VecDeque<(u8, Bytes)>>,
-}
-
-impl ConnSlot {
-    pub(crate) fn new(id: ConnId) -> Self {
-        Self {
-            id,
-            conn: RefCell::default(),
-            wake: Notify::new(),
-            owners: RefCell::default(),
-            early: RefCell::default(),
-        }
-    }
-
-    /// Runs `f` on the connection if it is here, and wakes its driver.
-    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Conn) -> R) -> Option<R> {
-        let result = self.conn.borrow_mut().as_mut().map(f);
-        self.wake.notify_one();
-        result
-    }
-
-    /// Bytes of RTP that wait for the socket.
-    pub(crate) fn depth(&self) -> u64 {
-        self.conn.borrow().as_ref().map_or(0, |conn| conn.rtp_depth() as u64)
-    }
-
-    /// RTP frames that were queued and then dropped for their age.
-    pub(crate) fn late(&self) -> u64 {
-        self.conn.borrow().as_ref().map_or(0, |conn| conn.counters().rtp_late)
-    }
-
-    /// Binds a channel; what came early on it is returned, in order.
-    pub(crate) fn bind(&self, channel: u8, owner: ChannelOwner) -> Vec<Bytes> {
-        let mut owners = self.owners.borrow_mut();
-        owners.retain(|(bound, _)| *bound != channel);
-        owners.push((channel, owner));
-        let mut early = self.early.borrow_mut();
-        let taken = early.iter().filter(|(c, _)| *c == channel).map(|(_, frame)| frame.clone()).collect();
-        early.retain(|(c, _)| *c != channel);
-        taken
-    }
-
-    /// Unbinds the channels of an owner and drops what waits on them, but with `say_bye` not the RTCP.
-    pub(crate) fn unbind(&self, say_bye: bool, mut is_gone: impl FnMut(&ChannelOwner) -> bool) {
-        let (mut cleared, mut released) = (Vec::new(), Vec::new());
-        self.owners.borrow_mut().retain(|(channel, owner)| {
-            let gone = is_gone(owner);
-            if gone && say_bye && matches!(owner, ChannelOwner::LegRtcp { .. }) {
-                released.push(*channel);
-            } else if gone {
-                cleared.push(*channel);
-            }
-            !gone
-        });
-        self.with(|conn| {
-            conn.clear_media(&cleared);
-            conn.release_media(&released, Instant::now());
-        });
-    }
-
-    /// Neither a connection nor an owner: to be forgotten.
-    pub(crate) fn is_unused(&self) -> bool {
-        self.conn.borrow().is_none() && self.owners.borrow().is_empty()
-    }
-
-    fn owner(&self, channel: u8) -> Option<ChannelOwner> {
-        self.owners.borrow().iter().find(|(bound, _)| *bound == channel).map(|(_, owner)| *owner)
-    }
-
-    fn legs(&self) -> Vec<LegId> {
-        self.owners
-            .borrow()
-            .iter()
-            .filter_map(|(_, owner)| match owner {
-                ChannelOwner::LegRtp { leg } => Some(*leg),
-                _ => None,
-            })
-            .collect()
     }
 }
 
@@ -278,6 +179,9 @@ async fn run(parts: ConnParts, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
         }
     };
     let outcome = driver.drive().await;
+    if let (Outcome::End(_), Some(shared)) = (&outcome, &shared) {
+        shared.keep_counters(&slot);
+    }
     let conn = slot.conn.borrow_mut().take();
     match (outcome, conn) {
         (Outcome::Move(worker, ack), Some(conn)) => {
@@ -309,6 +213,7 @@ async fn run(parts: ConnParts, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
                     });
                 }
             }
+            *slot.guests.borrow_mut() = None;
             if let Some(shared) = &shared {
                 shared.forget_conn(&slot);
             }
@@ -359,6 +264,7 @@ enum Woken {
     Room(Result<(), ()>),
     Ready(io::Result<tokio::io::Ready>),
     Frames,
+    Guest(Option<Guest>),
     Deadline,
 }
 
@@ -411,6 +317,7 @@ impl Driver {
                     Woken::Ready(ready)
                 }
                 () = self.slot.wake.notified() => Woken::Frames,
+                guest = next_guest(&self.slot) => Woken::Guest(guest),
                 () = &mut deadline, if timed => Woken::Deadline,
             };
             match woken {
@@ -418,6 +325,9 @@ impl Driver {
                     if let Some(outcome) = self.obey(command) {
                         return outcome;
                     }
+                }
+                Woken::Guest(first) => {
+                    self.serve_guests(first);
                 }
                 Woken::Room(Ok(())) | Woken::Frames => {}
                 Woken::Room(Err(())) => return Outcome::End(ConnEnd::Asked),
@@ -445,6 +355,13 @@ impl Driver {
         if self.inbox.overflowed.load(Ordering::Relaxed) {
             return Some(Outcome::End(ConnEnd::Limit("commands")));
         }
+        // What was queued before the command counts as before it: a hold before its release, a BYE before
+        // the close.
+        self.serve_guests(None);
+        if let Some(ConnCommand::Guests(guests)) = command {
+            *self.slot.guests.borrow_mut() = Some(guests);
+            return None;
+        }
         let mut conn = self.slot.conn.borrow_mut();
         let conn = conn.as_mut()?;
         match command {
@@ -458,6 +375,7 @@ impl Driver {
                 self.inbox.end.get_or_insert(ConnEnd::Asked);
                 conn.close(now);
             }
+            Some(ConnCommand::Guests(_)) => {}
             Some(ConnCommand::Move(worker, ack)) => match &self.shared {
                 None => return Some(Outcome::Move(worker, ack)),
                 Some(shared) if shared.index == worker.index => {
@@ -470,6 +388,69 @@ impl Driver {
             },
         }
         None
+    }
+
+    /// Does what streams of other workers asked for until now.
+    fn serve_guests(&mut self, first: Option<Guest>) {
+        let mut next = first;
+        // No more than there are: they may come faster than we take them.
+        let mut left = self.slot.guests.borrow().as_ref().map_or(0, |guests| guests.items.len());
+        loop {
+            if let Some(guest) = next.take() {
+                self.serve_guest(guest);
+            }
+            if left == 0 {
+                return;
+            }
+            left -= 1;
+            next = self.slot.guests.borrow_mut().as_mut().and_then(|guests| guests.items.try_recv().ok());
+        }
+    }
+
+    fn serve_guest(&mut self, guest: Guest) {
+        let now = Instant::now();
+        match guest {
+            Guest::Bind { channels, worker } => {
+                for (channel, owner) in channels {
+                    let mut early: Vec<_> = self
+                        .slot
+                        .bind(channel, owner, Some(worker))
+                        .into_iter()
+                        .map(|payload| (channel, payload))
+                        .collect();
+                    route_frames(&self.slot, self.shared.as_deref(), &mut early);
+                }
+            }
+            Guest::Unbind { owners, say_bye } => self.slot.unbind(owners, say_bye),
+            Guest::Hold(channels) => {
+                if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
+                    conn.hold_media(&channels);
+                }
+            }
+            Guest::Rtp { channel, frames } => {
+                let mut pushed = Pushed::default();
+                let mut taken = 0;
+                if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
+                    for (head, tail) in frames {
+                        let head = head.as_ref().map_or(&[][..], |head| head);
+                        let len = head.len() + tail.len();
+                        taken += len;
+                        pushed.count(len, conn.push_rtp(channel, head, tail, now));
+                    }
+                }
+                if let Some(guests) = self.slot.guests.borrow().as_ref() {
+                    guests.give_room(taken);
+                }
+                if let Some(shared) = &self.shared {
+                    shared.count_guest_drops(&pushed);
+                }
+            }
+            Guest::Rtcp { channel, compound } => {
+                if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
+                    conn.push_rtcp(channel, compound, now);
+                }
+            }
+        }
     }
 
     fn read(&mut self, frames: &mut Vec<(u8, Bytes)>) -> Option<ConnEnd> {
@@ -539,9 +520,7 @@ impl Driver {
         let conn = conn.as_mut()?;
         let too_many = (0..stray).any(|_| conn.count_stray_frame());
         if too_many {
-            let reason = "stray_frames";
-            let _ = self.inbox.events.try_send(UserEvent::Rejected { peer: self.peer, reason });
-            return Some(ConnEnd::Limit(reason));
+            return Some(ConnEnd::Limit("stray_frames"));
         }
         None
     }
@@ -573,44 +552,50 @@ fn end_of(reason: CloseReason) -> ConnEnd {
     ConnEnd::Limit(reason.as_str())
 }
 
+/// The next request of a stream of another worker; pending for ever while there can be none.
+async fn next_guest(slot: &ConnSlot) -> Option<Guest> {
+    poll_fn(|cx| match slot.guests.borrow_mut().as_mut().map(|guests| guests.items.poll_recv(cx)) {
+        Some(Poll::Ready(Some(guest))) => Poll::Ready(Some(guest)),
+        _ => Poll::Pending,
+    })
+    .await
+}
+
 /// Hands frames to the owners of their channels, neighbours of one track together. Returns how many had no
 /// owner or were not what their channel is for (RTSP-41, RTSP-43).
 fn route_frames(slot: &ConnSlot, shared: Option<&Shared>, frames: &mut Vec<(u8, Bytes)>) -> u32 {
     let mut stray = 0;
     let mut batch: Vec<Bytes> = Vec::new();
-    let mut batch_of: Option<(StreamId, TrackId)> = None;
+    let mut batch_of: Option<(StreamId, TrackId, Option<usize>)> = None;
     for (channel, payload) in frames.drain(..) {
-        let owner = shared.and_then(|shared| Some((shared, slot.owner(channel)?)));
-        let Some((shared, owner)) = owner else {
-            let mut early = slot.early.borrow_mut();
-            if early.len() < EARLY_FRAMES {
-                early.push_back((channel, payload));
-            }
-            stray += 1;
+        let bound = shared.and_then(|shared| Some((shared, slot.owner(channel)?)));
+        let Some((shared, Binding { owner, guest, .. })) = bound else {
+            // RTSP-42: one that is kept may still find its owner.
+            stray += u32::from(!slot.keep_early(channel, payload));
             continue;
         };
         match owner {
             ChannelOwner::InputRtp { stream, track } => {
-                if batch_of != Some((stream, track)) {
-                    if let Some((stream, track)) = batch_of {
-                        stray += shared.handle_frames(stream, track, &mut batch);
+                if batch_of != Some((stream, track, guest)) {
+                    if let Some((stream, track, guest)) = batch_of {
+                        stray += shared.route_frames(guest, stream, track, &mut batch);
                     }
-                    batch_of = Some((stream, track));
+                    batch_of = Some((stream, track, guest));
                 }
                 batch.push(payload);
             }
             ChannelOwner::InputRtcp { stream, track } => {
-                stray += u32::from(!shared.handle_input_rtcp(stream, track, &payload));
+                stray += u32::from(!shared.route_input_rtcp(guest, stream, track, payload));
             }
             // RTSP-45: a viewer that plays has no business sending RTP.
-            ChannelOwner::LegRtp { leg } => shared.count_viewer_rtp(leg),
+            ChannelOwner::LegRtp { leg, .. } => shared.count_viewer_rtp(leg),
             ChannelOwner::LegRtcp { stream, leg, track } => {
-                stray += u32::from(!shared.handle_leg_rtcp(stream, leg, track, &payload));
+                stray += u32::from(!shared.route_leg_rtcp(guest, stream, leg, track, payload));
             }
         }
     }
-    if let (Some((stream, track)), Some(shared)) = (batch_of, shared) {
-        stray += shared.handle_frames(stream, track, &mut batch);
+    if let (Some((stream, track, guest)), Some(shared)) = (batch_of, shared) {
+        stray += shared.route_frames(guest, stream, track, &mut batch);
     }
     stray
 }

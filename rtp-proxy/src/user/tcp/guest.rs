@@ -1,0 +1,110 @@
+//! How streams of one worker use a connection that lives on another.
+//!
+//! Owns the bounded queue `frames` towards the connection. Nobody waits for it: RTP that finds no room is
+//! dropped and counted, and a part of the room is kept for what must not be lost. The other direction, from
+//! the connection to the stream, is the command queue of the stream's worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::slot::{ChannelOwner, Pushed};
+
+/// Batches of frames waiting for one connection.
+const BATCHES: usize = 256;
+/// Room in it that RTP leaves to RTCP, and RTCP to what binds and holds channels.
+const RESERVE: usize = 32;
+/// Bytes of RTP in it, as many as wait for the socket afterwards.
+const BYTES: usize = 2 << 20;
+
+/// An RTP packet: its header if the leg has one of its own, and what all legs share.
+pub(super) type GuestFrame = (Option<[u8; 12]>, Bytes);
+
+/// What a stream of another worker asks of a connection, in order.
+#[derive(Debug)]
+pub(crate) enum Guest {
+    Bind { channels: [(u8, ChannelOwner); 2], worker: usize },
+    Unbind { owners: [ChannelOwner; 2], say_bye: bool },
+    Hold([u8; 2]),
+    Rtp { channel: u8, frames: Vec<GuestFrame> },
+    Rtcp { channel: u8, compound: Bytes },
+}
+
+/// The sending end; one per connection, shared by the workers that need it.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestQueue {
+    items: mpsc::Sender<Guest>,
+    bytes: Arc<AtomicUsize>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// The receiving end; it lives with the connection.
+#[derive(Debug)]
+pub(crate) struct Guests {
+    pub(super) items: mpsc::Receiver<Guest>,
+    bytes: Arc<AtomicUsize>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// A queue towards one connection.
+pub(crate) fn guest_queue() -> (GuestQueue, Guests) {
+    let (sender, items) = mpsc::channel(BATCHES);
+    let (bytes, dropped) = (Arc::<AtomicUsize>::default(), Arc::<AtomicU64>::default());
+    let queue = GuestQueue { items: sender, bytes: bytes.clone(), dropped: dropped.clone() };
+    (queue, Guests { items, bytes, dropped })
+}
+
+impl GuestQueue {
+    /// Queues everything but RTP. Returns whether there was room.
+    pub(super) fn push(&self, item: Guest) -> bool {
+        let reserve = if matches!(item, Guest::Rtcp { .. }) { RESERVE } else { 0 };
+        let queued = self.items.capacity() > reserve && self.items.try_send(item).is_ok();
+        if !queued {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        queued
+    }
+
+    /// Queues RTP frames as one batch, all or none.
+    pub(super) fn push_rtp<'a>(
+        &self,
+        channel: u8,
+        frames: impl Iterator<Item = (&'a [u8], Bytes)>,
+    ) -> Pushed {
+        let mut bytes = 0;
+        let frames: Vec<GuestFrame> = frames
+            .map(|(head, tail)| {
+                bytes += head.len() + tail.len();
+                (head.try_into().ok(), tail)
+            })
+            .collect();
+        let packets = frames.len() as u64;
+        let waiting = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let room = waiting + bytes <= BYTES && self.items.capacity() > 2 * RESERVE;
+        if room && self.items.try_send(Guest::Rtp { channel, frames }).is_ok() {
+            return Pushed { packets, bytes: bytes as u64, ..Pushed::default() };
+        }
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        Pushed { full: packets, ..Pushed::default() }
+    }
+}
+
+impl Guests {
+    /// Batches that wait.
+    pub(super) fn depth(&self) -> u64 {
+        self.items.len() as u64
+    }
+
+    /// Batches that found no room.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// RTP was taken out: there is room for as much again.
+    pub(super) fn give_room(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}

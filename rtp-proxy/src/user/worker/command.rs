@@ -1,0 +1,178 @@
+//! What a worker is told, and the way to tell it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use msm_control_plane::event::OpError;
+use msm_graph::{InputRow, LegId, LegSpec, LegStart, LegTrack, LegTrackState, Row, StreamId, TrackId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::stats::Snapshot;
+use crate::user::input_pair::PairId;
+use crate::user::tcp::{ConnParts, GuestQueue};
+use crate::user::udp::Bound;
+
+/// Commands waiting for one worker.
+const COMMANDS: usize = 1024;
+
+/// A step of a row or leg operation, with everything it needs opened already.
+#[derive(Debug)]
+pub(crate) enum Step {
+    OpenStream(StreamId),
+    Describe(Row),
+    OpenUdpInput {
+        stream: StreamId,
+        input: InputRow,
+        pair: PairId,
+        bound: Option<(Bound, Bound)>,
+    },
+    OpenChannelInput {
+        stream: StreamId,
+        input: InputRow,
+        peer: Option<SocketAddr>,
+        /// The way to the connection if it lives on another worker.
+        guest: Option<GuestQueue>,
+    },
+    RetargetInput {
+        stream: StreamId,
+        input: InputRow,
+    },
+    CloseInput {
+        stream: StreamId,
+        track: TrackId,
+    },
+    CloseStream(StreamId),
+    OpenLeg(LegSpec),
+    OpenLegTrack {
+        stream: StreamId,
+        leg: LegId,
+        track: LegTrack,
+        /// The way to its connection if it has one, on another worker.
+        guest: Option<GuestQueue>,
+    },
+    CloseLegTrack {
+        stream: StreamId,
+        leg: LegId,
+        track: TrackId,
+    },
+    PauseLeg {
+        stream: StreamId,
+        leg: LegId,
+    },
+    CloseLeg {
+        stream: StreamId,
+        leg: LegId,
+        bye: bool,
+    },
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Steps in order; those before a failed one stand and are undone by the executor.
+    Apply {
+        steps: Vec<Step>,
+        answer: oneshot::Sender<Result<(), OpError>>,
+    },
+    /// State of an attached leg.
+    LegStates {
+        stream: StreamId,
+        leg: LegId,
+        answer: oneshot::Sender<Vec<LegTrackState>>,
+    },
+    Arm {
+        stream: StreamId,
+        leg: LegId,
+        wait: Duration,
+        answer: oneshot::Sender<Vec<LegStart>>,
+    },
+    AdoptConn(Box<ConnParts>, oneshot::Sender<Result<(), OpError>>),
+    /// To the worker that reads the sockets of all viewers: an address of a leg, or its end.
+    PlayerPeer {
+        addr: SocketAddr,
+        peer: PlayerPeer,
+        gone: bool,
+    },
+    /// RTCP for a leg that lives here, from the worker that received it.
+    LegRtcp {
+        stream: StreamId,
+        leg: LegId,
+        track: TrackId,
+        compound: Bytes,
+    },
+    /// RTP frames for an input that lives here, from the worker of their connection.
+    Frames {
+        stream: StreamId,
+        track: TrackId,
+        frames: Vec<Bytes>,
+    },
+    /// RTCP for an input that lives here, from the worker of its connection.
+    InputRtcp {
+        stream: StreamId,
+        track: TrackId,
+        compound: Bytes,
+    },
+    /// From the worker that reads the sockets of all viewers: nobody listens at a leg's address.
+    PlayerUnreachable {
+        stream: StreamId,
+        leg: LegId,
+    },
+    Snapshot(oneshot::Sender<Snapshot>),
+    Stop,
+}
+
+/// Whose address it is that a datagram came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PlayerPeer {
+    pub(crate) worker: usize,
+    pub(crate) stream: StreamId,
+    pub(crate) leg: LegId,
+    pub(crate) track: TrackId,
+}
+
+/// The way to a worker.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerHandle {
+    pub(crate) index: usize,
+    commands: mpsc::Sender<Command>,
+    refused: Arc<AtomicUsize>,
+}
+
+impl WorkerHandle {
+    pub(crate) fn new(index: usize) -> (Self, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        (Self { index, commands, refused: Arc::default() }, receiver)
+    }
+
+    /// Queues a command; a full queue or a dead worker refuses it.
+    pub(crate) fn send(&self, command: Command) -> Result<(), OpError> {
+        self.commands.try_send(command).map_err(|error| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            match error {
+                mpsc::error::TrySendError::Full(_) => {
+                    OpError::Exhausted(format!("command queue of data-{}", self.index))
+                }
+                mpsc::error::TrySendError::Closed(_) => OpError::Io(format!("data-{} has ended", self.index)),
+            }
+        })
+    }
+
+    /// Queues what other workers received for this one, as long as half of the queue is free: what viewers
+    /// and sources send must not keep operations out.
+    pub(super) fn forward(&self, command: Command) -> bool {
+        let room = self.commands.capacity() > COMMANDS / 2;
+        if !room {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        room && self.send(command).is_ok()
+    }
+
+    /// Commands that wait, and those that found no room.
+    pub(super) fn queue(&self) -> (u64, u64) {
+        let depth = self.commands.max_capacity() - self.commands.capacity();
+        (depth as u64, self.refused.load(Ordering::Relaxed) as u64)
+    }
+}

@@ -1,0 +1,1 @@
+//! What cameras and publishers do.
