@@ -329,6 +329,7 @@ impl ControlPlane {
         stream.tracks.clear();
         stream.active_since = None;
         stream.ever_active = false;
+        stream.silent = false;
         self.remove_row(id);
         if is_published {
             self.note_stream(id, NoteLevel::Info, "stream.ended", "");
