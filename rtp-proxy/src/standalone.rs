@@ -58,7 +58,7 @@ impl Entropy for OsEntropy {
 struct Open {
     handle: ConnHandle,
     /// Peer of an accepted connection; `None` for one that we dialled.
-    peer: Option<IpAddr>,
+    peer: Option<SocketAddr>,
     /// Methods of requests that wait for their answer, oldest first.
     waiting: VecDeque<&'static str>,
 }
@@ -140,7 +140,7 @@ impl Standalone {
         self.next_conn += 1;
         self.accepted.insert(peer.ip(), of_peer + 1);
         let handle = self.installer.spawn_conn(stream, conn, Role::Server, self.limits.clone());
-        self.open.insert(conn, Open { handle, peer: Some(peer.ip()), waiting: VecDeque::new() });
+        self.open.insert(conn, Open { handle, peer: Some(peer), waiting: VecDeque::new() });
         self.handle(Event::Accepted { conn, peer, local });
     }
 
@@ -156,12 +156,15 @@ impl Standalone {
             UserEvent::Response { conn, response } => self.handle(Event::Response { conn, response }),
             UserEvent::Closed { conn, end } => {
                 self.installer.forget_conn(conn);
-                if let Some(peer) = self.open.remove(&conn).and_then(|open| open.peer)
-                    && let Some(of_peer) = self.accepted.get_mut(&peer)
-                {
-                    *of_peer -= 1;
-                    if *of_peer == 0 {
-                        self.accepted.remove(&peer);
+                if let Some(peer) = self.open.remove(&conn).and_then(|open| open.peer) {
+                    if let Some(of_peer) = self.accepted.get_mut(&peer.ip()) {
+                        *of_peer -= 1;
+                        if *of_peer == 0 {
+                            self.accepted.remove(&peer.ip());
+                        }
+                    }
+                    if let ConnEnd::Limit(reason) = &end {
+                        self.reject(peer, reason);
                     }
                 }
                 self.handle(Event::Closed { conn, end });

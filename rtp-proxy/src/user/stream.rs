@@ -264,14 +264,23 @@ impl Stream {
         // RTSP-44: no frame before the response that names its sequence number. Where that cannot be had,
         // the answer is dropped and no gate opens.
         let held = self.outs(leg).all(|(_, _, out)| match &out.way {
-            Way::Channels { conn, rtp, rtcp } => conn.hold([*rtp, *rtcp]),
+            Way::Channels { conn, rtp, rtcp, .. } => conn.hold([*rtp, *rtcp]),
             Way::Udp { .. } => true,
         });
         if !held {
             return;
         }
+        for track in &mut self.tracks {
+            if let Some(Input { entry: Entry::Udp { lock, .. }, .. }) = &mut track.input {
+                // SEC-2: a port may be learned within 3 s of PLAY.
+                lock.reopen(now);
+            }
+        }
         let mut started = Vec::new();
         for (input, track, out) in self.outs(leg) {
+            if !out.media.is_armed() {
+                out.forget_order();
+            }
             out.state = GateState::Armed;
             out.report_due = true;
             if let Some(start) = out.media.arm(now, input) {
@@ -316,6 +325,7 @@ impl Stream {
         self.arming.retain(|arming| arming.leg != leg);
         for (_, _, out) in self.outs(leg) {
             out.media.pause();
+            out.forget_order();
             out.state = GateState::Paused;
         }
     }
@@ -337,7 +347,8 @@ impl Stream {
             track.media.handle_rtp(now, packets, batch);
         }
         let mut refused = 0;
-        if !io.batch.is_whole() {
+        // Also of a batch that came in whole: a packet held before it may have been given up.
+        if io.batch.drops().total() > 0 {
             for (reason, count) in io.batch.drops().iter() {
                 refused += count as u32;
                 self.drops.count(reason, count);
@@ -348,6 +359,9 @@ impl Stream {
             let Track { media, legs, .. } = track;
             for out in legs {
                 let (packets, bytes) = out.forward(now, media, io);
+                if out.is_waiting() {
+                    shared.note_reordered();
+                }
                 self.out_packets += packets;
                 self.out_bytes += bytes;
                 if packets > 0 && out.report_due {
@@ -360,6 +374,18 @@ impl Stream {
         self.drain(now, index, io, shared);
         self.answer_armed(now);
         refused
+    }
+
+    /// Sends what waited in vain to be put in sequence. Returns whether more waits.
+    pub(crate) fn release(&mut self, now: Instant) -> bool {
+        let mut waiting = false;
+        for out in self.tracks.iter_mut().flat_map(|track| &mut track.legs) {
+            let (packets, bytes) = out.release(now);
+            self.out_packets += packets;
+            self.out_bytes += bytes;
+            waiting |= out.is_waiting();
+        }
+        waiting
     }
 
     /// Does what the input of a track asks for.
