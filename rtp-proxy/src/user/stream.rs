@@ -330,7 +330,7 @@ impl Stream {
         }
     }
 
-    /// The packets in `io` arrived on a track. Returns how many of them were not what the track admits.
+    /// The packets in `io` arrived on a track. Returns how many of them were no RTP.
     pub(crate) fn handle_packets(
         &mut self,
         now: Instant,
@@ -350,7 +350,11 @@ impl Stream {
         // Also of a batch that came in whole: a packet held before it may have been given up.
         if io.batch.drops().total() > 0 {
             for (reason, count) in io.batch.drops().iter() {
-                refused += count as u32;
+                // Cameras send payload types and sources that nobody announced for as long as they run: only
+                // what is no RTP at all speaks against the connection (RTSP-43).
+                if reason == DropReason::Malformed {
+                    refused += count as u32;
+                }
                 self.drops.count(reason, count);
             }
         }
@@ -516,7 +520,7 @@ impl Stream {
             }
             Err(reason) => {
                 self.drops.count(reason, 1);
-                false
+                reason != DropReason::Malformed
             }
         }
     }
@@ -536,10 +540,8 @@ impl Stream {
         let Some(out) = legs.iter_mut().find(|out| out.leg == leg) else { return false };
         let seen = match out.media.handle_rtcp(now, compound) {
             Ok(seen) => seen,
-            Err(reason) => {
-                self.drops.count(reason, 1);
-                return false;
-            }
+            // Counted by the leg.
+            Err(_) => return false,
         };
         if seen.key_frame {
             media.request_key_frame(now);
