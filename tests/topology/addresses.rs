@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use msm_tests::camera::Transport;
-use msm_tests::probe::wire;
+use msm_tests::probe::{first_control, wire};
 use msm_tests::process::Scratch;
 use msm_tests::rtsp::Connection;
 
@@ -24,7 +24,7 @@ fn a_victim_named_as_destination_is_403_and_gets_no_packet() {
     // Every spelling gets the refusal, and PLAY finds no session to start.
     let mut attacker = Connection::open(&url, None).unwrap();
     let described = attacker.request("DESCRIBE", &url, &[], "").unwrap().ok().unwrap();
-    let track = format!("{}/streamid=0", described.header("Content-Base").unwrap_or(&url).trim_end_matches('/'));
+    let track = first_control(&described, &url);
     for offer in [
         format!("RTP/AVP;unicast;destination=127.0.0.66;client_port={port}-{}", port + 1),
         format!("RTP/AVP/UDP;unicast;client_port={port}-{};destination=127.0.0.66", port + 1),
@@ -38,14 +38,7 @@ fn a_victim_named_as_destination_is_403_and_gets_no_packet() {
     }
     // Somebody who may watch does, so media certainly flows.
     let mut viewer = feed::play(&mut feed, &url, Transport::Udp).unwrap();
-    viewer
-        .wait(
-            "media",
-            LIMIT,
-            || feed.next(),
-            |viewer| viewer.media[0].len() >= 50,
-        )
-        .unwrap();
+    viewer.wait("media", LIMIT, || feed.next(), |viewer| viewer.media[0].len() >= 50).unwrap();
     let got = victim.recv(&mut [0; 2048]);
     assert!(got.is_err(), "the victim got {got:?}");
     assert_eq!(proxy.stream("cam").unwrap()["legs"].as_array().unwrap().len(), 1);
@@ -63,7 +56,9 @@ fn a_port_spray_at_the_inputs_of_a_camera_is_counted_and_reaches_nobody() {
     let input = feed.publisher.input(0);
     // The camera's own address on other ports, other addresses on any port.
     let sprayers: Vec<UdpSocket> = (1..=40)
-        .map(|host| UdpSocket::bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, if host < 20 { 1 } else { host })), 0)))
+        .map(|host| {
+            UdpSocket::bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, if host < 20 { 1 } else { host })), 0))
+        })
         .collect::<Result<_, _>>()
         .unwrap();
     let mut sent = 0;
@@ -84,9 +79,12 @@ fn a_port_spray_at_the_inputs_of_a_camera_is_counted_and_reaches_nobody() {
     }
     wait_for_metric(&proxy, "msm_dropped_packets_total", &["unknown_source"], f64::from(sent)).unwrap();
     viewer
-        .wait("the camera's own packets", LIMIT, || Ok(()), |viewer| {
-            viewer.packets(0).last().is_some_and(|last| feed::number(last) == feed.number - 1)
-        })
+        .wait(
+            "the camera's own packets",
+            LIMIT,
+            || Ok(()),
+            |viewer| viewer.packets(0).last().is_some_and(|last| feed::number(last) == feed.number - 1),
+        )
         .unwrap();
     let packets = viewer.packets(0);
     // A forged packet has no number, a displaced one breaks the row.
@@ -123,12 +121,7 @@ fn punches_of_players_reach_neither_the_camera_nor_teach_a_destination() {
         }
     }
     viewer
-        .wait(
-            "media after the punches",
-            LIMIT,
-            || feed.next(),
-            |viewer| viewer.media[0].len() >= 50,
-        )
+        .wait("media after the punches", LIMIT, || feed.next(), |viewer| viewer.media[0].len() >= 50)
         .unwrap();
     assert_eq!(viewer.packets(0).len(), viewer.media[0].len());
     let numbers: Vec<u32> = viewer.packets(0).iter().map(feed::number).collect();

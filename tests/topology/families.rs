@@ -50,9 +50,13 @@ fn an_ipv6_viewer_plays_an_ipv4_camera_and_an_ipv4_viewer_an_ipv6_camera() {
     }
     for (stream, host) in [("four", "[::1]:"), ("six", "127.0.0.1:")] {
         let status = proxy.stream(stream).unwrap();
-        let peers: Vec<_> = status["legs"].as_array().unwrap().iter().map(|leg| leg["peer"].clone()).collect();
+        let peers: Vec<_> =
+            status["legs"].as_array().unwrap().iter().map(|leg| leg["peer"].clone()).collect();
         assert!(peers.len() >= 3, "{status}");
-        assert!(peers.iter().all(|peer| peer.as_str().is_some_and(|peer| peer.starts_with(host))), "{peers:?}");
+        assert!(
+            peers.iter().all(|peer| peer.as_str().is_some_and(|peer| peer.starts_with(host))),
+            "{peers:?}"
+        );
     }
     for (_, viewer) in viewers {
         let name = viewer.watch().name.clone();

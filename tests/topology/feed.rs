@@ -83,13 +83,8 @@ impl Feed {
         for track in 0..2 {
             let start = self.starts[track];
             let timestamp = start.timestamp.wrapping_add(run.wrapping_mul(TICKS[track]));
-            let report = SenderReport {
-                ssrc: start.ssrc,
-                ntp,
-                timestamp,
-                packets: self.sent,
-                octets: self.sent * 66,
-            };
+            let report =
+                SenderReport { ssrc: start.ssrc, ntp, timestamp, packets: self.sent, octets: self.sent * 66 };
             self.publisher.send_control(track, &report.to_bytes())?;
         }
         Ok(())

@@ -87,7 +87,8 @@ impl Healthy {
 /// Resident memory of the proxy in bytes.
 pub(crate) fn resident(proxy: &Proxy) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.process.pid()))?;
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
     Ok(kib.unwrap_or(0_u64) << 10)
 }
 

@@ -36,8 +36,14 @@ fn twenty_viewers_of_one_camera_are_one_session_at_the_camera() {
     let url = proxy.url("cam");
     // All at once: the first opens the camera, the others wait for the same answer.
     let mut viewers: Vec<Player> = std::thread::scope(|scope| {
-        let playing: Vec<_> =
-            (0..20).map(|n| scope.spawn({ let url = &url; move || Player::play(url, Transport::ALL[n % 2]) })).collect();
+        let playing: Vec<_> = (0..20)
+            .map(|n| {
+                scope.spawn({
+                    let url = &url;
+                    move || Player::play(url, Transport::ALL[n % 2])
+                })
+            })
+            .collect();
         playing.into_iter().map(|viewer| viewer.join().unwrap().unwrap()).collect()
     });
     for viewer in &mut viewers {
@@ -64,7 +70,8 @@ fn twenty_viewers_of_one_camera_are_one_session_at_the_camera() {
     let count = viewers[0].media[0].len();
     viewers[0].wait("more media", LIMIT, || Ok(()), |viewer| viewer.media[0].len() > count + 20).unwrap();
     viewers.pop().unwrap().ask("TEARDOWN").unwrap();
-    wait_for("the camera's TEARDOWN", LIMIT, || (camera.events("teardown").len() == 1).then_some(())).unwrap();
+    wait_for("the camera's TEARDOWN", LIMIT, || (camera.events("teardown").len() == 1).then_some(()))
+        .unwrap();
     assert_eq!(camera.sessions(), 1);
 }
 

@@ -139,8 +139,7 @@ fn eight_viewers_decode_again_when_a_publisher_was_killed_and_came_back() {
     for (life, transport) in [(1, Transport::Udp), (2, Transport::Tcp)] {
         publisher.kill();
         let before = packets(&proxy);
-        publisher =
-            publish_with_ffmpeg(stage, &format!("life-{life}"), &fixture, &url, transport).unwrap();
+        publisher = publish_with_ffmpeg(stage, &format!("life-{life}"), &fixture, &url, transport).unwrap();
         // It is back when its first packets arrive: ffmpeg's own start is not ours.
         msm_tests::process::wait_for("the publisher's packets", LIMIT, || {
             let stream = proxy.stream("cam")?;

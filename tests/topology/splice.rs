@@ -23,10 +23,10 @@ fn a_rebooted_camera_continues_every_leg_at_the_next_sequence_number() {
     let mut viewers: Vec<Probe> =
         (0..4).map(|n| feed::play(&mut feed, &url, Transport::ALL[n % 2]).unwrap()).collect();
     for _ in 0..3 {
-        let target = feed.number + 30;
-        let reached = |viewer: &Probe| {
-            viewer.packets(0).last().is_some_and(|packet| feed::number(packet) >= target)
-        };
+        // A new SSRC is admitted once a second (section 10): a run is longer than that.
+        let target = feed.number + 300;
+        let reached =
+            |viewer: &Probe| viewer.packets(0).last().is_some_and(|packet| feed::number(packet) >= target);
         for viewer in &mut viewers {
             viewer.wait("media of the run", LIMIT, || feed.next(), reached).unwrap();
         }

@@ -17,10 +17,10 @@ use super::camera::udp_pair;
 use super::hand::roomy;
 use crate::camera::Transport;
 use crate::lab::Node;
-use crate::rtsp::{Connection, authority};
+use crate::rtsp::{Answer, Connection, authority};
 
 /// Shorter than half of the session timeout of any proxy configuration that tests use for loads.
-const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE: Duration = Duration::from_secs(3);
 
 /// Viewers that receive and account.
 #[derive(Debug)]
@@ -181,6 +181,11 @@ impl Drop for Viewers {
     fn drop(&mut self) {
         self.halt();
     }
+}
+
+/// Control URL of the first track of a DESCRIBE's answer.
+pub fn first_control(described: &Answer, url: &str) -> String {
+    control(&described.body, described.header("Content-Base").unwrap_or(url))
 }
 
 /// Control URL of the first track.
