@@ -146,7 +146,7 @@ impl Installer {
     /// (of the future) [`OpError::StaleEpoch`]; [`OpError::Exhausted`] when no port pair is left;
     /// [`OpError::NotFound`] when a connection it names is gone; [`OpError::Io`] with the system's words.
     /// What was opened for it has been closed again.
-    pub fn submit_row(&self, op: RowOp) -> impl Future<Output = Result<RowState, OpError>> + 'static {
+    pub fn submit_row(&self, op: RowOp) -> impl Future<Output = Result<RowState, OpError>> + use<> {
         let submitted = self.0.borrow_mut().submit_row(op);
         let this = self.clone();
         async move {
@@ -167,7 +167,7 @@ impl Installer {
     /// # Errors
     /// (of the future) [`OpError::NotFound`] when the leg, its stream or its connection is gone;
     /// [`OpError::Io`] and [`OpError::Exhausted`] as for rows.
-    pub fn submit_leg(&self, op: LegOp) -> impl Future<Output = Result<LegState, OpError>> + 'static {
+    pub fn submit_leg(&self, op: LegOp) -> impl Future<Output = Result<LegState, OpError>> + use<> {
         let submitted = self.0.borrow_mut().submit_leg(&op);
         let this = self.clone();
         async move {

@@ -40,6 +40,16 @@ impl<T> Reorder<T> {
         None
     }
 
+    /// Whether a packet is the next in sequence while nothing waits: it then counts as released, and its
+    /// owner sends it at once, past the buffer.
+    pub fn pass(&mut self, ext: u64) -> bool {
+        let passes = self.waiting.is_empty() && self.next.is_none_or(|next| next == ext);
+        if passes {
+            self.next = Some(ext + 1);
+        }
+        passes
+    }
+
     /// The next packet in sequence, if it is there, or the first after a gap that has been waited for
     /// long enough. Call until it returns `None`.
     pub fn pop(&mut self, now: Instant) -> Option<(u64, T)> {
@@ -99,6 +109,20 @@ mod tests {
             assert_eq!(drain(&mut buffer, now), [ext]);
         }
         assert_eq!(buffer.poll_timeout(), None);
+    }
+
+    #[test]
+    fn packets_pass_by_the_buffer_until_one_is_out_of_sequence() {
+        let now = start();
+        let mut buffer = Reorder::new(MIN_WINDOW);
+        assert!([3, 4, 5].into_iter().all(|ext| buffer.pass(ext)));
+        assert!(!buffer.pass(7), "6 is missing");
+        buffer.push(now, 7, 7);
+        assert!(!buffer.pass(6), "7 waits: nothing passes by it");
+        buffer.push(now, 6, 6);
+        assert_eq!(drain(&mut buffer, now), [6, 7]);
+        assert!(buffer.pass(8));
+        assert!(!buffer.pass(4), "too late");
     }
 
     #[test]

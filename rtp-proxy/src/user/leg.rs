@@ -11,8 +11,12 @@ use msm_graph::LegId;
 use msm_media::{LegTrack, Pass, RtcpPass, TrackInput};
 
 use super::io_buffers::IoBuffers;
-use super::tcp::ConnWay;
+use super::tcp::{ConnWay, Frame};
 use super::udp::{self, Destination, Piece, Run};
+
+mod in_order;
+
+pub(crate) use in_order::InOrder;
 
 /// Counters by [`DropReason`].
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,6 +61,7 @@ pub(crate) enum Way {
         conn: ConnWay,
         rtp: u8,
         rtcp: u8,
+        order: InOrder,
     },
 }
 
@@ -135,34 +140,95 @@ impl LegOut {
                     restore(io);
                 }
             }
-            (Way::Channels { .. }, Pass::All) => {
-                io.share();
-                self.send_frames(io.shared.iter().map(|frame| (&[][..], frame.clone())), now);
-            }
-            (Way::Channels { .. }, Pass::Select) => {
-                io.share();
-                let frames = io.edits.iter().filter_map(|edit| io.shared.get(edit.arrival as usize));
-                self.send_frames(frames.map(|frame| (&[][..], frame.clone())), now);
-            }
-            (Way::Channels { .. }, Pass::Rewrite) => {
-                io.share();
-                io.originals.clear();
-                io.chosen.clear();
-                for edit in &io.edits {
-                    let header = io.shared.get(edit.arrival as usize).and_then(|f| f.first_chunk::<12>());
-                    let header = header
-                        .and_then(|bytes| RtpFixed::parse(bytes))
-                        .map_or([0; 12], |header| rewrite(header, &edit_of(header, edit)).to_bytes());
-                    io.originals.push(header);
-                }
-                let frames = io.edits.iter().zip(&io.originals).filter_map(|(edit, head)| {
-                    let frame = io.shared.get(edit.arrival as usize)?;
-                    (frame.len() >= 12).then(|| (&head[..], frame.slice(12..)))
-                });
-                self.send_frames(frames, now);
-            }
+            (Way::Channels { .. }, pass) => self.forward_frames(now, pass, io),
         }
         (self.packets - before.0, self.bytes - before.1)
+    }
+
+    /// The same for a leg on channels of a connection.
+    fn forward_frames(&mut self, now: Instant, pass: Pass, io: &mut IoBuffers) {
+        io.share();
+        if matches!(pass, Pass::Rewrite) {
+            io.originals.clear();
+            for edit in &io.edits {
+                let header = io.shared.get(edit.arrival as usize).and_then(|f| f.first_chunk::<12>());
+                let header = header
+                    .and_then(|bytes| RtpFixed::parse(bytes))
+                    .map_or([0; 12], |header| rewrite(header, &edit_of(header, edit)).to_bytes());
+                io.originals.push(header);
+            }
+        }
+        let IoBuffers { batch, edits, shared, originals, frames, .. } = &*io;
+        let all = matches!(pass, Pass::All);
+        let count = if all { shared.len() } else { edits.len() };
+        let place = |k: usize| if all { Some(k) } else { edits.get(k).map(|edit| edit.arrival as usize) };
+        let arrival = |k: usize| batch.arrivals().get(place(k)?);
+        let frame = |k: usize| {
+            let packet = shared.get(place(k)?)?;
+            match (pass, originals.get(k)) {
+                (Pass::Rewrite, Some(head)) => (packet.len() >= 12).then(|| (&head[..], packet.slice(12..))),
+                _ => Some((&[][..], packet.clone())),
+            }
+        };
+        let Way::Channels { order, .. } = &mut self.way else { return };
+        let mut released = Vec::new();
+        let mut late = 0;
+        let straight = if frames.is_empty() {
+            (0..count).take_while(|k| arrival(*k).is_some_and(|arrival| order.pass(arrival))).count()
+        } else {
+            // A source on TCP sends in sequence; what it left out nobody waits for.
+            if !order.is_empty() {
+                released = order.reset();
+            }
+            count
+        };
+        for k in straight..count {
+            if let (Some(arrival), Some((head, tail))) = (arrival(k), frame(k)) {
+                let frame = (head.try_into().ok(), tail);
+                late += u64::from(!order.push(now, arrival, frame, &mut released));
+            }
+        }
+        self.drops.count(DropReason::Late, late);
+        if straight < count {
+            self.send_frames((0..straight).filter_map(frame), now);
+            self.send_released(released, now);
+        } else {
+            self.send_released(released, now);
+            self.send_frames((0..count).filter_map(frame), now);
+        }
+    }
+
+    /// Sends what has waited long enough for packets that did not come. Returns packets and bytes sent.
+    pub(crate) fn release(&mut self, now: Instant) -> (u64, u64) {
+        let Way::Channels { order, .. } = &mut self.way else { return (0, 0) };
+        if order.is_empty() {
+            return (0, 0);
+        }
+        let before = (self.packets, self.bytes);
+        let mut released = Vec::new();
+        order.pop(now, &mut released);
+        self.send_released(released, now);
+        (self.packets - before.0, self.bytes - before.1)
+    }
+
+    /// Whether packets wait to be put in sequence.
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(&self.way, Way::Channels { order, .. } if !order.is_empty())
+    }
+
+    /// The gate moves: what waits is not sent any more, and the sequence starts anew.
+    pub(crate) fn forget_order(&mut self) {
+        if let Way::Channels { order, .. } = &mut self.way {
+            order.reset();
+        }
+    }
+
+    fn send_released(&mut self, released: Vec<Frame>, now: Instant) {
+        let frames = released.iter().map(|(head, tail)| {
+            let head = head.as_ref().map_or(&[][..], |head| head);
+            (head, tail.clone())
+        });
+        self.send_frames(frames, now);
     }
 
     fn send_frames<'a>(&mut self, frames: impl Iterator<Item = (&'a [u8], Bytes)>, now: Instant) {

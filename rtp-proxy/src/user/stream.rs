@@ -538,11 +538,8 @@ impl Stream {
         let Some(index) = self.index(track) else { return false };
         let Some(Track { media, legs, .. }) = self.tracks.get_mut(index) else { return false };
         let Some(out) = legs.iter_mut().find(|out| out.leg == leg) else { return false };
-        let seen = match out.media.handle_rtcp(now, compound) {
-            Ok(seen) => seen,
-            // Counted by the leg.
-            Err(_) => return false,
-        };
+        // What is wrong with it is counted by the leg.
+        let Ok(seen) = out.media.handle_rtcp(now, compound) else { return false };
         if seen.key_frame {
             media.request_key_frame(now);
         }

@@ -35,7 +35,7 @@ mod slot;
 use guest::Guest;
 pub(crate) use guest::{GuestQueue, Guests, guest_queue};
 use slot::{Binding, Inbox};
-pub(crate) use slot::{ChannelOwner, ConnParts, ConnSlot, ConnWay, Pushed};
+pub(crate) use slot::{ChannelOwner, ConnParts, ConnSlot, ConnWay, Frame, Pushed};
 
 /// Frames of a source that come before their channel is bound (RTSP-42).
 const EARLY_FRAMES: usize = 64;

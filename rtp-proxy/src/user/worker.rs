@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use msm_fastpath::DropReason;
 use msm_graph::{ConnId, LegId, PortPair, Report, StreamId, TrackId};
-use tokio::sync::mpsc;
+use msm_media::jitter::MIN_WINDOW;
+use tokio::sync::{Notify, mpsc};
 
 use super::input_pair::{InputPair, PairId};
 use super::io_buffers::IoBuffers;
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     /// Frames and batches that connections dropped which are gone.
     late_frames: Cell<u64>,
     guests_dropped: Cell<u64>,
+    /// Some leg has packets that wait for one that is missing.
+    reordered: Notify,
     /// When this worker last waited for a burst.
     paused: Cell<Option<Instant>>,
 }
@@ -115,6 +118,7 @@ async fn serve(start: Start, mut commands: mpsc::Receiver<Command>) {
         overflows: RefCell::default(),
         late_frames: Cell::default(),
         guests_dropped: Cell::default(),
+        reordered: Notify::new(),
         paused: Cell::default(),
     });
     if shared.index == 0 {
@@ -122,6 +126,7 @@ async fn serve(start: Start, mut commands: mpsc::Receiver<Command>) {
             shared.clone().serve_players(pair);
         }
     }
+    tokio::task::spawn_local(release_reordered(shared.clone()));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ticks = 0u64;
@@ -143,7 +148,27 @@ async fn serve(start: Start, mut commands: mpsc::Receiver<Command>) {
     shared.streams.borrow_mut().clear();
 }
 
+/// Sends on what waited in vain for a packet. Packets wait 20 ms; two rounds of this, the worst case, still
+/// end before the 50 ms of RTP-12.
+async fn release_reordered(shared: Rc<Shared>) {
+    loop {
+        shared.reordered.notified().await;
+        tokio::time::sleep(MIN_WINDOW).await;
+        let now = Instant::now();
+        let streams: Vec<_> = shared.streams.borrow().values().cloned().collect();
+        let waiting = streams.iter().filter(|stream| stream.borrow_mut().release(now)).count();
+        if waiting > 0 {
+            shared.reordered.notify_one();
+        }
+    }
+}
+
 impl Shared {
+    /// Packets of an interleaved leg wait to be put in sequence.
+    pub(crate) fn note_reordered(&self) {
+        self.reordered.notify_one();
+    }
+
     /// Tells the control thread, without ever waiting for it.
     pub(crate) fn report(&self, report: Report) {
         let mut backlog = self.backlog.borrow_mut();

@@ -97,16 +97,19 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    pub(crate) fn start_with(input_ports: std::ops::RangeInclusive<u16>, threads: usize) -> Self {
-        let config = WorkerConfig {
-            threads: Some(threads),
+    pub(crate) fn config() -> WorkerConfig {
+        WorkerConfig {
+            threads: Some(1),
             pin: false,
             player_port: 0,
             player_addresses: vec![V4, V6],
-            input_ports,
+            input_ports: 0..=0,
             receive_buffer: 1 << 20,
             send_buffer: 1 << 20,
-        };
+        }
+    }
+
+    pub(crate) fn start(config: WorkerConfig) -> Self {
         let (sender, events) = mpsc::channel(64);
         let workers = Workers::start(config, sender).unwrap();
         let installer = workers.installer();
@@ -176,13 +179,17 @@ impl Lab {
     }
 
     pub(crate) async fn attach(&mut self, encap: LegEncap) -> LegId {
+        self.attach_with(encap, false).await
+    }
+
+    pub(crate) async fn attach_with(&mut self, encap: LegEncap, feedback: bool) -> LegId {
         let leg = self.leg_id();
         let spec = LegSpec {
             leg,
             stream: self.stream,
             session: "abcdefgh".to_owned(),
             peer: SocketAddr::new(V4, 9),
-            tracks: vec![LegTrack { track: TRACK, encap, feedback: false }],
+            tracks: vec![LegTrack { track: TRACK, encap, feedback }],
         };
         match self.installer.submit_leg(LegOp::Attach(spec)).await.unwrap() {
             LegState::Attached(states) => assert_eq!(states[0].track, TRACK),
@@ -202,6 +209,17 @@ impl Lab {
             LegState::Armed(starts) => starts[0],
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Arms a leg whose input may be silent yet: what is sent from now on finds the gate open.
+    pub(crate) async fn begin_arm(
+        &self,
+        leg: LegId,
+    ) -> impl Future<Output = Result<LegState, msm_control_plane::event::OpError>> + use<> {
+        let armed = self.installer.submit_leg(LegOp::Arm { leg, wait_millis: 5_000 });
+        // Workers obey in order: when this is answered, the gate is open.
+        self.workers.snapshot().await;
+        armed
     }
 
     /// A TCP viewer or publisher and the proxy's end of its connection.
@@ -319,12 +337,16 @@ pub(crate) fn receiver_report(ssrc: u32, lost: u8) -> Vec<u8> {
 }
 
 pub(crate) fn run(test: impl AsyncFnOnce(Lab)) {
-    run_on(1, test);
+    run_with(Lab::config(), test);
 }
 
 /// Runs a test with so many workers.
 pub(crate) fn run_on(threads: usize, test: impl AsyncFnOnce(Lab)) {
+    run_with(WorkerConfig { threads: Some(threads), ..Lab::config() }, test);
+}
+
+pub(crate) fn run_with(config: WorkerConfig, test: impl AsyncFnOnce(Lab)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
-    runtime.block_on(local.run_until(async { test(Lab::start_with(0..=0, threads)).await }));
+    runtime.block_on(local.run_until(async { test(Lab::start(config)).await }));
 }

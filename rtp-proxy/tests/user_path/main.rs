@@ -17,7 +17,7 @@ use msm_graph::{
     ConnId, Encap, Epoch, InputRow, LegEncap, LegOp, LegState, Report, Row, RowOp, StreamId, TrackId,
     TrackRow,
 };
-use rtp_proxy::user::UserEvent;
+use rtp_proxy::user::{UserEvent, WorkerConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
@@ -85,7 +85,7 @@ fn a_leg_armed_before_the_first_packet_starts_with_it() {
         let (to, _) = lab.open_udp(&camera, 1).await;
         let viewer = Pair::open(V4).await;
         let leg = lab.attach_udp(&viewer).await;
-        let armed = lab.installer.submit_leg(LegOp::Arm { leg, wait_millis: 5_000 });
+        let armed = lab.begin_arm(leg).await;
         let first = rtp(77, 1234, 5, 100);
         camera.rtp.send_to(&first, to).await.unwrap();
         let LegState::Armed(starts) = armed.await.unwrap() else { panic!() };
@@ -178,7 +178,7 @@ fn only_the_signalled_source_is_admitted() {
         let (to, rtcp_to) = lab.open_udp(&camera, 1).await;
         let viewer = Pair::open(V4).await;
         let leg = lab.attach_udp(&viewer).await;
-        let armed = lab.installer.submit_leg(LegOp::Arm { leg, wait_millis: 5_000 });
+        let armed = lab.begin_arm(leg).await;
         // SEC-2: another port of the same address, and another address.
         let stranger = Pair::open(V4).await;
         let far = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), camera.rtp_addr().port())).await.unwrap();
@@ -211,7 +211,7 @@ fn super_packets_come_in_and_go_out_whole() {
         let (to, _) = lab.open_udp(&camera, 1).await;
         let viewer = Pair::open(V4).await;
         let leg = lab.attach_udp(&viewer).await;
-        let armed = lab.installer.submit_leg(LegOp::Arm { leg, wait_millis: 5_000 });
+        let armed = lab.begin_arm(leg).await;
         let mut seq = 0;
         let mut sent = Vec::new();
         // Sizes of `performance.md` 2.3, trap 1: each with a shorter last segment.
@@ -296,7 +296,7 @@ fn an_ipv6_viewer_plays_an_ipv4_camera_and_the_reverse() {
             let (to, _) = lab.open_udp(&camera, 1).await;
             let viewer = Pair::open(sink).await;
             let leg = lab.attach_udp(&viewer).await;
-            let armed = lab.installer.submit_leg(LegOp::Arm { leg, wait_millis: 5_000 });
+            let armed = lab.begin_arm(leg).await;
             for i in 0..40 {
                 camera.rtp.send_to(&rtp(i, 0, 1, 1200), to).await.unwrap();
             }
@@ -518,8 +518,11 @@ fn a_thousand_frames_on_unknown_channels_close_the_connection() {
     run(async |mut lab| {
         let (mut client, _handle, conn) = lab.connect(None).await;
         // The first 64 are kept: a SETUP may still name their channel (RTSP-42).
-        let bytes = frame(9, &rtp(0, 0, 0, 40)).repeat(64 + 1000);
-        client.write_all(&bytes).await.unwrap();
+        let stray = frame(9, &rtp(0, 0, 0, 40));
+        client.write_all(&stray.repeat(64 + 999)).await.unwrap();
+        client.write_all(b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n").await.unwrap();
+        assert!(matches!(lab.event().await, UserEvent::Request { .. }), "open until then");
+        client.write_all(&stray).await.unwrap();
         loop {
             if let UserEvent::Closed { conn: closed, end } = lab.event().await {
                 assert_eq!((closed, end), (conn, msm_control_plane::event::ConnEnd::Limit("stray_frames")));
@@ -538,7 +541,8 @@ fn cameras_of_different_addresses_share_the_range_of_ports() {
         let probe = Pair::open(V4).await;
         let first = probe.rtp_addr().port();
         drop(probe);
-        let mut lab = Lab::start_with(first..=first + 3, 1);
+        let config = WorkerConfig { input_ports: first..=first + 3, ..Lab::config() };
+        let mut lab = Lab::start(config);
         let track = lab.row.tracks[0].clone();
         let tracks = [0, 1].map(|n| TrackRow { track: TrackId(n), ..track.clone() });
         let mut cameras = Vec::new();

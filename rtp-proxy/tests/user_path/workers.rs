@@ -223,7 +223,7 @@ fn a_stream_that_was_never_used_goes_where_its_publisher_is() {
         assert_eq!(after.len(), 2);
         let viewer = Pair::open(V4).await;
         let leg = lab.attach_udp(&viewer).await;
-        let armed = lab.installer.submit_leg(LegOp::Arm { leg, wait_millis: 5_000 });
+        let armed = lab.begin_arm(leg).await;
         let packet = rtp(7, 0, 3, 900);
         publisher.write_all(&frame(2, &packet)).await.unwrap();
         assert_eq!(viewer.recv().await, packet);
@@ -244,7 +244,7 @@ fn a_publisher_feeds_a_stream_that_lives_on_another_worker() {
         lab.upsert(vec![]).await;
         let viewer = Pair::open(V4).await;
         let leg = lab.attach_udp(&viewer).await;
-        let armed = lab.installer.submit_leg(LegOp::Arm { leg, wait_millis: 5_000 });
+        let armed = lab.begin_arm(leg).await;
         // RTSP-42: early frames find their way, too.
         let packet = |i: u16| rtp(i, u32::from(i) * 160, 3, 200 + usize::from(i));
         for i in 0..5 {

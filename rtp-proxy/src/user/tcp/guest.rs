@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::slot::{ChannelOwner, Pushed};
+use super::slot::{ChannelOwner, Frame, Pushed};
 
 /// Batches of frames waiting for one connection.
 const BATCHES: usize = 256;
@@ -19,16 +19,13 @@ const RESERVE: usize = 32;
 /// Bytes of RTP in it, as many as wait for the socket afterwards.
 const BYTES: usize = 2 << 20;
 
-/// An RTP packet: its header if the leg has one of its own, and what all legs share.
-pub(super) type GuestFrame = (Option<[u8; 12]>, Bytes);
-
 /// What a stream of another worker asks of a connection, in order.
 #[derive(Debug)]
 pub(crate) enum Guest {
     Bind { channels: [(u8, ChannelOwner); 2], worker: usize },
     Unbind { owners: [ChannelOwner; 2], say_bye: bool },
     Hold([u8; 2]),
-    Rtp { channel: u8, frames: Vec<GuestFrame> },
+    Rtp { channel: u8, frames: Vec<Frame> },
     Rtcp { channel: u8, compound: Bytes },
 }
 
@@ -74,7 +71,7 @@ impl GuestQueue {
         frames: impl Iterator<Item = (&'a [u8], Bytes)>,
     ) -> Pushed {
         let mut bytes = 0;
-        let frames: Vec<GuestFrame> = frames
+        let frames: Vec<Frame> = frames
             .map(|(head, tail)| {
                 bytes += head.len() + tail.len();
                 (head.try_into().ok(), tail)

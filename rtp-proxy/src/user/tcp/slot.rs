@@ -189,6 +189,9 @@ pub(crate) enum ConnWay {
     Away(GuestQueue),
 }
 
+/// An RTP packet: its header if the leg has one of its own, and what all legs share.
+pub(crate) type Frame = (Option<[u8; 12]>, Bytes);
+
 /// What became of a batch of RTP frames.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Pushed {

@@ -13,7 +13,7 @@ use msm_media::{LegConfig, LegTrack, PeerLock, ResumePolicy};
 use super::Shared;
 use super::command::{PlayerPeer, Step};
 use crate::user::input_pair::{InputPair, PairId};
-use crate::user::leg::{Drops, GateState, LegOut, Way};
+use crate::user::leg::{Drops, GateState, InOrder, LegOut, Way};
 use crate::user::stream::{Entry, Input, Stream};
 use crate::user::tcp::{ChannelOwner, ConnWay, GuestQueue};
 use crate::user::udp::{self, Bound, Destination};
@@ -184,7 +184,7 @@ impl Shared {
                 let conn = self.way_to(conn, guest);
                 let owners = ChannelOwner::leg(stream, leg, track.track);
                 conn.bind([(rtp, owners[0]), (rtcp, owners[1])], self.index)?;
-                (Way::Channels { conn, rtp, rtcp }, true)
+                (Way::Channels { conn, rtp, rtcp, order: InOrder::new() }, true)
             }
         };
         let config = LegConfig {
