@@ -98,8 +98,17 @@ pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
 pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Process, SocketAddr)> {
     let rtsp = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-    let args =
-        ["standalone", "--rtsp", &rtsp.to_string(), "--admin", &admin.to_string(), "--log-level", "warn"];
+    let args = [
+        "standalone",
+        "--rtsp",
+        &rtsp.to_string(),
+        "--admin",
+        &admin.to_string(),
+        "--log-level",
+        "warn",
+        "--session-timeout",
+        "10m",
+    ];
     let process = Process::start(program, &args.map(str::to_owned))?;
     let deadline = Instant::now() + Duration::from_secs(10);
     while Rtsp::connect(rtsp, None).and_then(|mut c| c.options()).is_err() {
