@@ -21,8 +21,6 @@ const PACE: Duration = Duration::from_millis(20);
 /// One request as it arrived.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
-    /// Number of the connection, from 0.
-    pub(crate) connection: usize,
     /// Method.
     pub(crate) method: String,
     /// Request URI, as sent.
@@ -70,6 +68,8 @@ struct Shared {
     stop: AtomicBool,
     open: AtomicU32,
     next_session: AtomicU32,
+    /// Descriptions by path, where they are not the camera's own.
+    described: HashMap<String, String>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -86,25 +86,35 @@ impl FakeCamera {
 
     /// A camera whose answers follow a script.
     pub(crate) fn scripted(script: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Result<Self> {
+        Self::listen(Box::new(script), HashMap::new())
+    }
+
+    /// A camera whose paths are described by these.
+    pub(crate) fn describing(described: HashMap<String, String>) -> Result<Self> {
+        Self::listen(Box::new(|_, _| Reply::Now), described)
+    }
+
+    fn listen(script: Box<Script>, described: HashMap<String, String>) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             asked: Mutex::default(),
-            script: Box::new(script),
+            script,
+            described,
             stop: AtomicBool::new(false),
             open: AtomicU32::new(0),
             next_session: AtomicU32::new(1),
         });
         let of_thread = Arc::clone(&shared);
         std::thread::spawn(move || {
-            for (number, stream) in listener.incoming().enumerate() {
+            for stream in listener.incoming() {
                 if of_thread.stop.load(Ordering::Relaxed) {
                     return;
                 }
                 let (Ok(stream), shared) = (stream, Arc::clone(&of_thread)) else { return };
                 std::thread::spawn(move || {
                     shared.open.fetch_add(1, Ordering::Relaxed);
-                    serve(&shared, number, &stream).ok();
+                    serve(&shared, &stream).ok();
                     shared.open.fetch_sub(1, Ordering::Relaxed);
                 });
             }
@@ -146,7 +156,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Where one track's packets go.
 enum Outlet {
-    Udp(UdpSocket, UdpSocket, SocketAddr),
+    Udp(
+        UdpSocket,
+        #[expect(dead_code, reason = "bound so that nothing else takes the RTCP port")] UdpSocket,
+        SocketAddr,
+    ),
     Tcp(u8),
 }
 
@@ -157,7 +171,7 @@ struct Session {
     outlets: HashMap<usize, Outlet>,
 }
 
-fn serve(shared: &Arc<Shared>, number: usize, stream: &TcpStream) -> Result<()> {
+fn serve(shared: &Arc<Shared>, stream: &TcpStream) -> Result<()> {
     stream.set_read_timeout(Some(Duration::from_millis(100)))?;
     let writer = Arc::new(Mutex::new(stream.try_clone()?));
     let playing = Arc::new(AtomicBool::new(true));
@@ -165,7 +179,7 @@ fn serve(shared: &Arc<Shared>, number: usize, stream: &TcpStream) -> Result<()> 
     let mut buffer = Vec::new();
     let mut stream = stream;
     loop {
-        while let Some(asked) = take_request(&mut buffer, number)? {
+        while let Some(asked) = take_request(&mut buffer)? {
             let before = {
                 let mut all = lock(&shared.asked);
                 let before = all.iter().filter(|earlier| earlier.method == asked.method).count();
@@ -241,9 +255,10 @@ fn answer(
     Ok(match asked.method.as_str() {
         "OPTIONS" => format!("{ok}Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER\r\n\r\n"),
         "DESCRIBE" => {
-            let body = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=fake\r\nt=0 0\r\na=control:*\r\n\
+            let own = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=fake\r\nt=0 0\r\na=control:*\r\n\
                 m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1\r\na=control:track=0\r\n\
                 m=audio 0 RTP/AVP 0\r\na=control:track=1\r\n";
+            let body = shared.described.get(path).map_or(own, String::as_str);
             format!(
                 "{ok}Content-Base: {}/\r\nContent-Type: application/sdp\r\nContent-Length: {}\r\n\r\n{body}",
                 asked.uri,
@@ -330,7 +345,7 @@ pub(crate) fn read_payload(payload: &[u8]) -> Result<(String, usize, u32)> {
 }
 
 /// Takes one request; the proxy's interleaved RTCP in front of it is dropped.
-fn take_request(buffer: &mut Vec<u8>, connection: usize) -> Result<Option<Asked>> {
+fn take_request(buffer: &mut Vec<u8>) -> Result<Option<Asked>> {
     while let [b'$', _, high, low, ..] = *buffer.as_slice() {
         let end = 4 + usize::from(u16::from_be_bytes([high, low]));
         if buffer.len() < end {
@@ -344,7 +359,7 @@ fn take_request(buffer: &mut Vec<u8>, connection: usize) -> Result<Option<Asked>
     let (method, uri) =
         (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
     ensure!(words.next().is_some_and(|rest| rest.starts_with("RTSP/1.0\r\n")), "no request: {head:?}");
-    let asked = Asked { connection, method, uri, head };
+    let asked = Asked { method, uri, head };
     let body: usize = asked.header("Content-Length").and_then(|n| n.parse().ok()).unwrap_or(0);
     if buffer.len() < end + 4 + body {
         return Ok(None);

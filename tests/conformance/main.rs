@@ -2,12 +2,18 @@
 //!
 //! Tables and transcripts are tested beside the code; here the running proxy stands between real programs.
 
+mod authentication;
+mod descriptions;
 mod fake_camera;
+mod joining;
+mod liveness;
 mod messages;
 mod peer;
+mod publishing;
 mod quirk_camera;
 mod relay;
 mod replies;
 mod scene;
 mod sharing;
 mod sources;
+mod transports;

@@ -1,6 +1,7 @@
 //! A viewer spoken by hand: every message and frame from the proxy in its order of arrival.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
@@ -82,13 +83,13 @@ impl Peer {
         self.sequence += 1;
         let mut text = format!("{method} {url} RTSP/1.0\r\nCSeq: {}\r\n", self.sequence);
         if let Some(session) = &self.session {
-            text += &format!("Session: {session}\r\n");
+            write!(text, "Session: {session}\r\n").ok();
         }
         for (name, value) in headers {
-            text += &format!("{name}: {value}\r\n");
+            write!(text, "{name}: {value}\r\n").ok();
         }
         if !body.is_empty() {
-            text += &format!("Content-Length: {}\r\n", body.len());
+            write!(text, "Content-Length: {}\r\n", body.len()).ok();
         }
         text += "\r\n";
         text += body;
@@ -259,7 +260,7 @@ impl Rtp {
 #[derive(Debug)]
 pub(crate) enum Inlet {
     /// RTP and RTCP sockets.
-    Udp(UdpSocket, UdpSocket),
+    Udp(UdpSocket, #[expect(dead_code, reason = "bound so that nothing else takes the RTCP port")] UdpSocket),
     /// First channel.
     Tcp(u8),
 }
@@ -293,8 +294,6 @@ pub(crate) struct Viewer {
     pub(crate) peer: Peer,
     /// Aggregate URL.
     pub(crate) url: String,
-    /// Session description.
-    pub(crate) sdp: String,
     /// Tracks in the order of the description.
     pub(crate) tracks: Vec<Track>,
     node: Option<Node>,
@@ -311,13 +310,7 @@ impl Viewer {
         let mut peer = Peer::inside(url, node)?;
         let described = peer.request("DESCRIBE", url, &[("Accept", "application/sdp")], "")?.ok()?;
         let base = described.header("Content-Base").context("no Content-Base")?.to_owned();
-        let mut viewer = Self {
-            peer,
-            url: url.to_owned(),
-            sdp: described.body.clone(),
-            tracks: Vec::new(),
-            node: node.cloned(),
-        };
+        let mut viewer = Self { peer, url: url.to_owned(), tracks: Vec::new(), node: node.cloned() };
         for (number, control) in controls(&described.body).into_iter().enumerate() {
             viewer.set_up_track(&format!("{base}{control}"), transport, 2 * number as u8)?;
         }
@@ -430,6 +423,13 @@ pub(crate) fn assert_contiguous(packets: &[Rtp]) {
 
 fn sequences(packets: &[Rtp]) -> Vec<u16> {
     packets.iter().map(|packet| packet.seq).collect()
+}
+
+/// The same for every track.
+pub(crate) fn assert_all_contiguous(tracks: &[Vec<Rtp>]) {
+    for packets in tracks {
+        assert_contiguous(packets);
+    }
 }
 
 /// One datagram as RTP.

@@ -171,14 +171,12 @@ impl State {
                     None => self.fault(format!("the query is lost: {}", message.start)),
                 }
             }
-            Quirk::AbsoluteControls => {
-                if message.method() == "SETUP" {
-                    if message.start.contains("?profile=1") {
-                        self.acted();
-                        message.start = message.start.replace("?profile=1", "");
-                    } else {
-                        self.fault(format!("the absolute control was not used: {}", message.start));
-                    }
+            Quirk::AbsoluteControls if message.method() == "SETUP" => {
+                if message.start.contains("?profile=1") {
+                    self.acted();
+                    message.start = message.start.replace("?profile=1", "");
+                } else {
+                    self.fault(format!("the absolute control was not used: {}", message.start));
                 }
             }
             _ => {}

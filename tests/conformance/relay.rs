@@ -1,5 +1,6 @@
 //! A TCP relay that understands RTSP enough to change it: in front of a camera, or between player and proxy.
 
+use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -49,9 +50,9 @@ impl Message {
         let mut text = format!("{}\r\n", self.start);
         for line in &self.lines {
             if line.to_ascii_lowercase().starts_with("content-length") {
-                text += &format!("Content-Length: {}\r\n", self.body.len());
+                write!(text, "Content-Length: {}\r\n", self.body.len()).ok();
             } else {
-                text += &format!("{line}\r\n");
+                write!(text, "{line}\r\n").ok();
             }
         }
         text += "\r\n";

@@ -7,7 +7,7 @@ use msm_tests::camera::Transport;
 use msm_tests::process::{Scratch, wait_for};
 
 use crate::fake_camera::{FakeCamera, Reply};
-use crate::peer::{PATIENCE, Peer, Viewer, assert_contiguous};
+use crate::peer::{PATIENCE, Peer, Viewer, assert_all_contiguous};
 use crate::scene;
 
 /// Strays in front of every answer: discarded by CSeq, none reaches a viewer.
@@ -18,7 +18,7 @@ fn stray_answers_of_a_camera_reach_nobody() -> Result<()> {
     let proxy = scene::pulling(&scratch, &[("cam", camera.url("one"), None)], &[])?;
     for transport in Transport::ALL {
         let (mut viewer, _) = Viewer::play(&proxy.url("cam"), transport)?;
-        viewer.packets(20)?.iter().for_each(|packets| assert_contiguous(packets));
+        assert_all_contiguous(&viewer.packets(20)?);
         viewer.tear_down()?;
     }
     Ok(())
@@ -34,7 +34,7 @@ fn late_answers_reach_only_their_request() -> Result<()> {
         })?;
         let proxy = scene::pulling(&scratch, &[("cam", camera.url("one"), None)], &[])?;
         let (mut viewer, _) = Viewer::play(&proxy.url("cam"), Transport::Tcp).context(slow)?;
-        viewer.packets(10).context(slow)?.iter().for_each(|packets| assert_contiguous(packets));
+        assert_all_contiguous(&viewer.packets(10).context(slow)?);
         assert_eq!(camera.count("PLAY"), 1, "{slow}");
     }
     Ok(())
@@ -54,14 +54,14 @@ fn an_answer_that_never_comes_is_a_gateway_timeout_of_that_request_alone() -> Re
     waiting.send("DESCRIBE", &proxy.url("mute"), &[], "")?;
     waiting.send("OPTIONS", "*", &[], "")?;
     let (mut viewer, _) = Viewer::play(&proxy.url("cam"), Transport::Udp)?;
-    viewer.packets(20)?.iter().for_each(|packets| assert_contiguous(packets));
+    assert_all_contiguous(&viewer.packets(20)?);
     let answer = waiting.answer()?;
     assert_eq!((answer.header("CSeq"), answer.status), (Some("1"), 504), "{answer:?}");
     // Answers keep the order of requests, also behind one that took long.
     let answer = waiting.answer()?;
     assert_eq!((answer.header("CSeq"), answer.status), (Some("2"), 200), "{answer:?}");
     viewer.discard();
-    viewer.packets(20)?.iter().for_each(|packets| assert_contiguous(packets));
+    assert_all_contiguous(&viewer.packets(20)?);
     Ok(())
 }
 

@@ -1,7 +1,5 @@
 //! What most cases need: a proxy with a scratch folder, a real camera to pull, players and their frames.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::camera::{self, GstCamera, ServedCamera, Stage, Transport};
 use msm_tests::fixture::{Fixture, Profile};
@@ -105,10 +103,11 @@ pub(crate) fn judge_all(fixture: &Fixture, viewers: Vec<Viewer>) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a stream's `state` in `/v1/streams` is this.
-pub(crate) fn wait_for_state(proxy: &Proxy, name: &str, state: &str, limit: Duration) -> Result<()> {
-    wait_for(&format!("{name} to be {state}"), limit, || {
-        (proxy.stream(name)?["state"] == state).then_some(())
+/// Waits until a stream has no source any more: it is not listed, or not as active.
+pub(crate) fn wait_for_gone(proxy: &Proxy, name: &str) -> Result<()> {
+    wait_for(&format!("{name} to have no source"), PATIENCE, || {
+        let streams = proxy.streams().ok()?;
+        streams.iter().all(|stream| stream["name"] != name || stream["state"] != "active").then_some(())
     })
     .with_context(|| format!("{:?}", proxy.stream(name)))
 }
