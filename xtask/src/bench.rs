@@ -32,7 +32,11 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     build(&["--package", "msm-tests", "--example", "bench_user_path", "--example", "bench_relay"])?;
     let results = Path::new("tests/benches/results");
     fs::create_dir_all(results)?;
-    let json = if args.record { results.join("user-path.json") } else { std::env::temp_dir().join("user-path.json") };
+    let json = if args.record {
+        results.join("user-path.json")
+    } else {
+        std::env::temp_dir().join("user-path.json")
+    };
     let target = crate::target_dir();
     let mut command = Command::new(target.join("release/examples/bench_user_path"));
     command
