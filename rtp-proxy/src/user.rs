@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use msm_graph::{ConnId, PortPair, Report};
 use msm_rtsp::message::{Request, Response};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::bind::{self, Transport};
 use crate::install::Installer;
 use crate::stats::Snapshot;
 
@@ -274,7 +276,8 @@ fn open_players(address: IpAddr, port: u16, config: &WorkerConfig) -> io::Result
                 if error.kind() != io::ErrorKind::AddrInUse {
                     return error;
                 }
-                let holder = udp::holder_of(port).unwrap_or_else(|| "an unknown process".to_owned());
+                let holder = bind::holder(SocketAddr::new(address, port), Transport::Udp, Path::new("/proc"))
+                    .unwrap_or_else(|| "another program".to_owned());
                 let words = format!("UDP port {port} (--player-port) is held by {holder}");
                 io::Error::new(io::ErrorKind::AddrInUse, words)
             })

@@ -10,9 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use msm_fastpath::DropReason;
-use msm_graph::{
-    InputRow, LegFailure, LegId, LegStart, LegTrackState, Report, Row, StreamId, TrackId, TrackRow,
-};
+use msm_graph::{InputRow, LegId, LegStart, LegTrackState, Report, Row, StreamId, TrackId, TrackRow};
 use msm_media::{ClockRate, Codec, InputConfig, InputEvent, InputOutput, PeerLock, PeerVerdict, TrackInput};
 use tokio::sync::oneshot;
 
@@ -22,15 +20,17 @@ use super::leg::{Drops, GateState, LegOut, Way};
 use super::tcp::ConnWay;
 use super::udp::{self, Destination};
 use super::worker::Shared;
-use crate::stats::{LegStats, StreamStats, TrackStats};
+
+mod rtcp;
+mod stats;
+
+use rtcp::send_upstream;
 
 /// After the first track of a leg has started, the others get this long (an idle metadata track would
 /// delay every PLAY otherwise).
 const OTHER_TRACKS: Duration = Duration::from_millis(500);
 /// At most one report of life per leg or stream in this time.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
-/// ICMP errors, one second apart, that end a leg whose viewer sends no RTCP (SEC-28).
-const UNREACHABLE: u32 = 3;
 
 /// Where one track enters.
 #[derive(Debug)]
@@ -474,101 +474,6 @@ impl Stream {
         }
     }
 
-    /// RTCP datagrams arrived on the port of an input.
-    pub(crate) fn handle_rtcp_datagrams(
-        &mut self,
-        now: Instant,
-        track: TrackId,
-        only: Option<IpAddr>,
-        io: &mut IoBuffers,
-        shared: &Shared,
-    ) {
-        let input = self.track_mut(track).and_then(|known| known.input.as_ref());
-        let Some(Input { entry: Entry::Udp { peer, .. }, .. }) = input else { return };
-        let peer = *peer;
-        let datagrams: Vec<_> = io.receive.datagrams().iter().copied().filter(|d| d.is_from(only)).collect();
-        for datagram in datagrams {
-            // RTP-43: the port is not derived; a source behind a rewriting box has another one.
-            let admitted = datagram.from.ip().to_canonical() == peer;
-            for piece in datagram.segments() {
-                if admitted {
-                    let compound = io.receive.bytes().get(piece.range()).unwrap_or_default().to_vec();
-                    self.handle_rtcp(now, track, &compound, io, shared);
-                } else {
-                    self.drops.count(DropReason::UnknownSource, 1);
-                }
-            }
-        }
-    }
-
-    /// RTCP of the source. Returns whether it was RTCP.
-    pub(crate) fn handle_rtcp(
-        &mut self,
-        now: Instant,
-        track: TrackId,
-        compound: &[u8],
-        io: &mut IoBuffers,
-        shared: &Shared,
-    ) -> bool {
-        let Some(index) = self.index(track) else { return false };
-        let Some(known) = self.tracks.get_mut(index) else { return false };
-        match known.media.handle_rtcp(now, compound) {
-            Ok(()) => {
-                self.alive_at = Some(now);
-                self.drain(now, index, io, shared);
-                true
-            }
-            Err(reason) => {
-                self.drops.count(reason, 1);
-                reason != DropReason::Malformed
-            }
-        }
-    }
-
-    /// RTCP of a viewer. Returns whether it was RTCP.
-    pub(crate) fn handle_leg_rtcp(
-        &mut self,
-        now: Instant,
-        leg: LegId,
-        track: TrackId,
-        compound: &[u8],
-        io: &mut IoBuffers,
-        shared: &Shared,
-    ) -> bool {
-        let Some(index) = self.index(track) else { return false };
-        let Some(Track { media, legs, .. }) = self.tracks.get_mut(index) else { return false };
-        let Some(out) = legs.iter_mut().find(|out| out.leg == leg) else { return false };
-        // What is wrong with it is counted by the leg.
-        let Ok(seen) = out.media.handle_rtcp(now, compound) else { return false };
-        if seen.key_frame {
-            media.request_key_frame(now);
-        }
-        if let Some(meta) = self.legs.iter_mut().find(|meta| meta.leg == leg) {
-            meta.last_rtcp = Some(now);
-            meta.unreachable = 0;
-            if meta.alive_reported.is_none_or(|at| now.duration_since(at) >= ALIVE_EVERY) {
-                meta.alive_reported = Some(now);
-                shared.report(Report::LegAlive { leg });
-            }
-            if seen.circuit_breaker && !meta.failed {
-                meta.failed = true;
-                shared.report(Report::LegFailed { leg, reason: LegFailure::CircuitBreaker });
-            }
-        }
-        self.drain(now, index, io, shared);
-        true
-    }
-
-    /// The viewer's host said that nobody listens. Called once a second and address at most.
-    pub(crate) fn handle_unreachable(&mut self, leg: LegId, shared: &Shared) {
-        let Some(meta) = self.legs.iter_mut().find(|meta| meta.leg == leg) else { return };
-        meta.unreachable += 1;
-        if meta.unreachable >= UNREACHABLE && !meta.failed {
-            meta.failed = true;
-            shared.report(Report::LegFailed { leg, reason: LegFailure::Unreachable });
-        }
-    }
-
     /// Everything that is due by time; called about ten times a second.
     pub(crate) fn tick(&mut self, now: Instant, io: &mut IoBuffers, shared: &Shared) {
         for index in 0..self.tracks.len() {
@@ -601,101 +506,6 @@ impl Stream {
             }
         }
     }
-
-    pub(crate) fn stats(&self, now: Instant, worker: usize) -> StreamStats {
-        let tracks = self.tracks.iter().map(|track| track_stats(track, now)).collect();
-        StreamStats {
-            stream: self.id,
-            name: self.name.clone(),
-            worker,
-            tracks,
-            legs: self.legs.iter().map(|meta| self.leg_stats(meta, now)).collect(),
-            out_packets: self.out_packets,
-            out_bytes: self.out_bytes,
-            source_switches: self.switches,
-        }
-    }
-
-    fn leg_stats(&self, meta: &LegMeta, now: Instant) -> LegStats {
-        let outs: Vec<_> = self
-            .tracks
-            .iter()
-            .filter_map(|track| Some((track, track.legs.iter().find(|out| out.leg == meta.leg)?)))
-            .collect();
-        let mut drops = Drops::default();
-        let (mut lost, mut jitter, mut rtt, mut last) = (None, None, None, None);
-        for (track, out) in &outs {
-            drops.add(&out.drops);
-            for (reason, count) in out.media.drops().iter() {
-                drops.count(reason, count);
-            }
-            if let Some(report) = out.media.report() {
-                lost = Some(lost.unwrap_or(0) + u64::try_from(report.cumulative_lost).unwrap_or(0));
-                let clock = f64::from(track.row.clock_rate.max(1));
-                jitter = jitter.max(Some(Duration::from_secs_f64(f64::from(report.jitter) / clock)));
-                rtt = report.rtt.or(rtt);
-                last = last.max(Some(report.at));
-            }
-        }
-        LegStats {
-            leg: meta.leg,
-            session: meta.session.clone(),
-            peer: meta.peer,
-            transport: outs.first().map_or("udp", |(_, out)| out.transport()),
-            state: outs
-                .iter()
-                .map(|(_, out)| out.state)
-                .max_by_key(|s| *s as u8)
-                .unwrap_or(GateState::Disabled)
-                .as_str(),
-            packets: outs.iter().map(|(_, out)| out.packets).sum(),
-            bytes: outs.iter().map(|(_, out)| out.bytes).sum(),
-            lost,
-            jitter,
-            rtt,
-            last_report: last.map(|at| now.duration_since(at)),
-            dropped: drops.named(),
-        }
-    }
-
-    /// Counters of legs that are attached now.
-    pub(crate) fn all_drops(&self) -> Drops {
-        let mut all = self.drops;
-        for out in self.tracks.iter().flat_map(|track| &track.legs) {
-            all.add(&out.drops);
-            for (reason, count) in out.media.drops().iter() {
-                all.count(reason, count);
-            }
-        }
-        all
-    }
-}
-
-fn track_stats(track: &Track, now: Instant) -> TrackStats {
-    let stats = track.media.stats();
-    let totals = stats.totals();
-    let (transport, peer) = match track.input.as_ref().map(|input| &input.entry) {
-        Some(Entry::Udp { peer, lock, .. }) => {
-            (Some("udp"), Some(SocketAddr::new(*peer, lock.port().unwrap_or(0))))
-        }
-        Some(Entry::Channels { peer, .. }) => (Some("tcp"), *peer),
-        None => (None, None),
-    };
-    TrackStats {
-        track: track.row.track,
-        codec: track.row.codec.clone(),
-        clock_rate: track.row.clock_rate,
-        packets: totals.packets,
-        bytes: totals.bytes,
-        lost: u64::try_from(totals.lost()).unwrap_or(0),
-        reordered: totals.reordered,
-        duplicate: totals.duplicates,
-        jitter: Duration::try_from_secs_f64(stats.jitter_seconds()).unwrap_or_default(),
-        transport,
-        peer,
-        last_packet: track.media.last_arrival().map(|at| now.duration_since(at)),
-        ssrc: track.media.current().map(|run| run.ssrc),
-    }
 }
 
 fn media_config(track: &TrackRow, feedback: bool, own_ssrc: u32) -> InputConfig {
@@ -709,20 +519,5 @@ fn media_config(track: &TrackRow, feedback: bool, own_ssrc: u32) -> InputConfig 
         feedback,
         own_ssrc,
         cname: format!("msm-{own_ssrc:08x}"),
-    }
-}
-
-/// RTCP to the source, on the way it came.
-fn send_upstream(input: &mut Input, compound: &[u8], now: Instant) {
-    match &mut input.entry {
-        Entry::Udp { pair, lock, peer, peer_rtcp } => {
-            // RTSP-15: its RTCP port, else the RTP port in use + 1.
-            let port = peer_rtcp.or_else(|| lock.port().and_then(|port| port.checked_add(1)));
-            if let Some(port) = port {
-                let to = Destination::new(SocketAddr::new(*peer, port), None);
-                let _ = udp::send_one(pair.rtcp.as_raw_fd(), &to, compound);
-            }
-        }
-        Entry::Channels { conn, rtcp, .. } => conn.push_rtcp(*rtcp, compound, now),
     }
 }

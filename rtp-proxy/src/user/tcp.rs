@@ -21,7 +21,6 @@ use bytes::Bytes;
 use msm_control_plane::event::{ConnEnd, OpError};
 use msm_graph::{ConnId, StreamId, TrackId};
 use msm_rtsp::conn::{CloseReason, Conn, ConnEvent, Role};
-use msm_rtsp::message::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -30,10 +29,13 @@ use super::UserEvent;
 use super::worker::{Command, Shared, WorkerHandle};
 
 mod guest;
+mod handle;
 mod slot;
 
 use guest::Guest;
-pub(crate) use guest::{GuestQueue, Guests, guest_queue};
+pub(crate) use guest::GuestQueue;
+use handle::ConnCommand;
+pub use handle::ConnHandle;
 use slot::{Binding, Inbox};
 pub(crate) use slot::{ChannelOwner, ConnParts, ConnSlot, ConnWay, Frame, Pushed};
 
@@ -51,83 +53,6 @@ const FRAMES: usize = 128;
 /// Longest wait, and most bytes, between our last word and the close.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 * 1024;
-
-/// What the owner of a connection may ask of it.
-#[derive(Debug)]
-pub(crate) enum ConnCommand {
-    Reply(Box<Response>, bool),
-    Send(Box<Request>),
-    Release(Vec<u8>),
-    Session(bool),
-    Close,
-    Guests(Guests),
-    Move(WorkerHandle, oneshot::Sender<Result<(), OpError>>),
-}
-
-/// The way to a connection, wherever it lives now. Cheap to clone; nothing here ever blocks.
-#[derive(Debug, Clone)]
-pub struct ConnHandle {
-    id: ConnId,
-    commands: mpsc::Sender<ConnCommand>,
-    /// Set when a command could not be queued: the connection ends rather than lose a reply.
-    overflowed: Arc<AtomicBool>,
-}
-
-impl ConnHandle {
-    /// The connection.
-    pub fn id(&self) -> ConnId {
-        self.id
-    }
-
-    /// Answers a request. With `close`, nothing follows the response.
-    pub fn reply(&self, response: Response, close: bool) {
-        self.command(ConnCommand::Reply(Box::new(response), close));
-    }
-
-    /// Sends a request to a camera.
-    pub fn send(&self, request: Request) {
-        self.command(ConnCommand::Send(Box::new(request)));
-    }
-
-    /// Lets queued frames of these channels follow (RTSP-44).
-    pub fn release_media(&self, channels: Vec<u8>) {
-        self.command(ConnCommand::Release(channels));
-    }
-
-    /// Whether an RTSP session lives on the connection: suspends its idle deadline.
-    pub fn set_session(&self, exists: bool) {
-        self.command(ConnCommand::Session(exists));
-    }
-
-    /// Closes it once what is queued as messages has been written.
-    pub fn close(&self) {
-        self.command(ConnCommand::Close);
-    }
-
-    /// Whether it has ended.
-    pub fn is_closed(&self) -> bool {
-        self.commands.is_closed()
-    }
-
-    pub(crate) fn relocate(&self, worker: WorkerHandle) -> oneshot::Receiver<Result<(), OpError>> {
-        let (ack, done) = oneshot::channel();
-        self.command(ConnCommand::Move(worker, ack));
-        done
-    }
-
-    /// Opens the way for streams of other workers.
-    pub(crate) fn admit_guests(&self) -> GuestQueue {
-        let (queue, guests) = guest_queue();
-        self.command(ConnCommand::Guests(guests));
-        queue
-    }
-
-    fn command(&self, command: ConnCommand) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
-            self.overflowed.store(true, Ordering::Relaxed);
-        }
-    }
-}
 
 /// Makes a connection of a socket; [`run_on_control`] drives it. Without a socket that can be driven, the
 /// reason, to be told as the end of the connection.

@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use super::receive::Datagram;
 use super::*;
 
 const SIZES: BufferSizes = BufferSizes { receive: 1 << 20, send: 1 << 20 };

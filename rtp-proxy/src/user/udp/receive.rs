@@ -1,0 +1,245 @@
+//! Batched receive, and what a socket tells of its sends.
+
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::ptr;
+
+use super::{BATCH, CONTROL, Control, Piece};
+
+/// A GRO super-packet fits; slots are an odd number of cache lines apart, so that the first lines of 64
+/// slots do not fall into the same cache sets.
+const SLOT: usize = 65_536 + 2_048 + 64;
+/// One slot more than is received into: packets that waited elsewhere are copied there.
+pub(crate) const SPARE: usize = BATCH;
+/// One datagram, or one super-packet of `segment`-sized datagrams, as received.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Datagram {
+    pub(crate) piece: Piece,
+    pub(crate) from: SocketAddr,
+    /// Size of its segments; the length of the piece when it is a plain datagram.
+    pub(crate) segment: u32,
+}
+
+impl Datagram {
+    /// Whether it came from this address; any, if none is given.
+    pub(crate) fn is_from(&self, only: Option<IpAddr>) -> bool {
+        only.is_none_or(|ip| self.from.ip().to_canonical() == ip)
+    }
+
+    /// The packets inside, in order.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = Piece> + use<> {
+        let (start, len, step) = (self.piece.offset, self.piece.len, self.segment.max(1));
+        (0..len.div_ceil(step))
+            .map(move |i| Piece { offset: start + i * step, len: step.min(len - i * step) })
+    }
+}
+
+/// Buffers of `recvmmsg`, one set per worker, allocated once; pages are touched as they are used.
+pub(crate) struct ReceiveBuffer {
+    bytes: Vec<u8>,
+    names: Vec<libc::sockaddr_storage>,
+    controls: Vec<Control>,
+    datagrams: Vec<Datagram>,
+    /// Messages asked for at the next call: few for a thin stream, [`BATCH`] for a thick one.
+    want: usize,
+    /// `SO_RXQ_OVFL` of the last datagram that carried it.
+    overflow: Option<u32>,
+    spare_used: usize,
+}
+
+impl std::fmt::Debug for ReceiveBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReceiveBuffer").field("datagrams", &self.datagrams.len()).finish_non_exhaustive()
+    }
+}
+
+impl ReceiveBuffer {
+    pub(crate) fn new() -> Self {
+        // SAFETY: sockaddr_storage is a plain C struct for which all zeroes is a valid value (AF_UNSPEC).
+        let name: libc::sockaddr_storage = unsafe { mem::zeroed() };
+        Self {
+            bytes: vec![0; SLOT * (BATCH + 1)],
+            names: vec![name; BATCH],
+            controls: vec![Control([0; CONTROL]); BATCH],
+            datagrams: Vec::with_capacity(BATCH),
+            want: 4,
+            overflow: None,
+            spare_used: 0,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// What the last [`ReceiveBuffer::recv`] brought.
+    pub(crate) fn datagrams(&self) -> &[Datagram] {
+        &self.datagrams
+    }
+
+    /// Value of the socket's drop counter (`SO_RXQ_OVFL`) if the last call saw it.
+    pub(crate) fn overflow(&self) -> Option<u32> {
+        self.overflow
+    }
+
+    /// Forgets what was copied in.
+    pub(crate) fn clear_spare(&mut self) {
+        self.spare_used = 0;
+    }
+
+    /// Copies a packet that did not arrive by [`ReceiveBuffer::recv`] into the buffer. `whole`: nothing
+    /// of the last receive is needed any more, so all slots are free. `None` when there is no room.
+    pub(crate) fn copy_in(&mut self, packet: &[u8], whole: bool) -> Option<Piece> {
+        let (base, end) = if whole { (0, SLOT * SPARE) } else { (SLOT * SPARE, SLOT * (SPARE + 1)) };
+        let start = base + self.spare_used;
+        let target = self.bytes.get_mut(..end)?.get_mut(start..start + packet.len())?;
+        target.copy_from_slice(packet);
+        self.spare_used += packet.len();
+        Some(Piece { offset: start as u32, len: packet.len() as u32 })
+    }
+
+    /// Receives what is there, at most [`BATCH`] datagrams, by one system call. Returns whether the socket
+    /// was emptied: fewer came than were asked for, so no further call is needed to find out.
+    ///
+    /// # Errors
+    /// Those of `recvmmsg`, `WouldBlock` among them.
+    pub(crate) fn recv(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
+        self.datagrams.clear();
+        self.overflow = None;
+        self.spare_used = 0;
+        let want = self.want.clamp(1, BATCH);
+        let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH];
+        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
+        let slots = self.bytes.chunks_exact_mut(SLOT);
+        for ((((slot, name), control), iovec), header) in
+            slots.zip(&mut self.names).zip(&mut self.controls).zip(&mut iovecs).zip(&mut headers).take(want)
+        {
+            let iovec = iovec.write(libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: 65_536 });
+            // SAFETY: mmsghdr is a plain C struct, all zeroes (no name, no buffers, no flags) is valid.
+            let header = header.write(unsafe { mem::zeroed() });
+            header.msg_hdr.msg_name = ptr::from_mut(name).cast();
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            header.msg_hdr.msg_iov = iovec;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = CONTROL as _;
+        }
+        // SAFETY: the first `want` headers were written above; each points to a name, a control buffer and
+        // an iovec with a slot of its own, all owned by `self` or this frame and alive during the call, with
+        // their true sizes. No timeout is passed.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr().cast(),
+                want as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        };
+        if received < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let received = received as usize;
+        for (index, header) in headers.iter().take(received).enumerate() {
+            // SAFETY: index < received <= want, and the first `want` headers were initialised above.
+            let header = unsafe { header.assume_init_ref() };
+            let (segment, overflow) = read_control(&header.msg_hdr);
+            if overflow.is_some() {
+                self.overflow = overflow;
+            }
+            let Some(from) = self.names.get(index).and_then(decode_addr) else { continue };
+            let piece = Piece { offset: (index * SLOT) as u32, len: header.msg_len.min(65_536) };
+            let segment = segment.filter(|s| *s > 0).unwrap_or(piece.len);
+            self.datagrams.push(Datagram { piece, from, segment });
+        }
+        let emptied = received < want;
+        self.want = if emptied { (received + 1).max(4).next_power_of_two() } else { BATCH };
+        Ok(emptied)
+    }
+}
+
+/// Segment size (`UDP_GRO`) and drop counter (`SO_RXQ_OVFL`) of a received message.
+fn read_control(header: &libc::msghdr) -> (Option<u32>, Option<u32>) {
+    let (mut segment, mut overflow) = (None, None);
+    // SAFETY: `header` was filled by recvmmsg over a control buffer that is alive and aligned for cmsghdr;
+    // the CMSG macros walk it within msg_controllen, and the payloads are read unaligned after their level
+    // and type said that they hold an int and a u32.
+    unsafe {
+        let mut cmsg = libc::CMSG_FIRSTHDR(header);
+        while !cmsg.is_null() {
+            match ((*cmsg).cmsg_level, (*cmsg).cmsg_type) {
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let value = ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<libc::c_int>());
+                    segment = u32::try_from(value).ok();
+                }
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
+                    overflow = Some(ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<u32>()));
+                }
+                _ => {}
+            }
+            cmsg = libc::CMSG_NXTHDR(header, cmsg);
+        }
+    }
+    (segment, overflow)
+}
+
+fn decode_addr(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match i32::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the kernel wrote a sockaddr_in, as the family says; the storage is large and aligned
+            // enough for it.
+            let v4 = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in>() };
+            let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+            Some(SocketAddr::V4(SocketAddrV4::new(ip, u16::from_be(v4.sin_port))))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, for sockaddr_in6.
+            let v6 = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in6>() };
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            Some(SocketAddr::V6(SocketAddrV6::new(ip, u16::from_be(v6.sin6_port), 0, v6.sin6_scope_id)))
+        }
+        _ => None,
+    }
+}
+
+/// Takes one ICMP error off the socket's queue: the destination that it was about, and whether it says
+/// that nobody listens there. `None` when the queue is empty.
+pub(crate) fn recv_error(socket: &UdpSocket) -> Option<(SocketAddr, bool)> {
+    // SAFETY: all zeroes is a valid sockaddr_storage and a valid msghdr.
+    let (mut name, mut header): (libc::sockaddr_storage, libc::msghdr) =
+        unsafe { (mem::zeroed(), mem::zeroed()) };
+    let mut control = [Control([0; CONTROL]); 4];
+    header.msg_name = (&raw mut name).cast();
+    header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: name and control are alive with their true sizes; there is no data buffer.
+    let received = unsafe {
+        libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
+    };
+    if received < 0 {
+        return None;
+    }
+    let mut refused = false;
+    // SAFETY: as in read_control; the payload of IP_RECVERR starts with a sock_extended_err.
+    unsafe {
+        let mut cmsg = libc::CMSG_FIRSTHDR(&raw const header);
+        while !cmsg.is_null() {
+            let kind = ((*cmsg).cmsg_level, (*cmsg).cmsg_type);
+            if kind == (libc::IPPROTO_IP, libc::IP_RECVERR)
+                || kind == (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+            {
+                let error = ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<libc::sock_extended_err>());
+                refused = i32::try_from(error.ee_errno) == Ok(libc::ECONNREFUSED);
+            }
+            cmsg = libc::CMSG_NXTHDR(&raw const header, cmsg);
+        }
+    }
+    decode_addr(&name).map(|addr| (addr, refused))
+}
