@@ -104,7 +104,7 @@ fn punches_of_players_reach_neither_the_camera_nor_teach_a_destination() {
     let mut feed = Feed::record(&url, Transport::Udp).unwrap();
     let mut viewer = feed::play(&mut feed, &url, Transport::Udp).unwrap();
     let server = viewer.server(0);
-    let random: Vec<u8> = (0..200_u32).map(|n| (n * 7919 >> 3) as u8).collect();
+    let random: Vec<u8> = (0..200_u32).map(|n| ((n * 7919) >> 3) as u8).collect();
     let ffmpeg = [0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let empty_report = [0x80, 201, 0, 1, 0, 0, 0, 0];
     // From the viewer itself, and from a port that wants to become one.

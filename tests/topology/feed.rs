@@ -36,7 +36,7 @@ impl Feed {
     pub(crate) fn record(url: &str, transport: Transport) -> Result<Self> {
         let starts = [
             Start { ssrc: 0x0A0A_0001, sequence: 65_400, timestamp: u32::MAX - 90_000 },
-            Start { ssrc: 0x0A0A_0002, sequence: 100, timestamp: 5_000 },
+            Start { ssrc: 0x0A0A_0002, sequence: 65_300, timestamp: 5_000 },
         ];
         let publisher = Publisher::record(url, VIDEO_AUDIO, transport)?;
         Ok(Self { publisher, starts, number: 0, base: 0, sent: 0 })
@@ -65,7 +65,8 @@ impl Feed {
         let payload = [&MARK[..], &number.to_be_bytes(), &[0; 60]].concat();
         Rtp {
             payload_type: if track == 0 { 96 } else { 0 },
-            marker: true,
+            // Sound has marks at the start of talk only.
+            marker: track == 0,
             sequence: start.sequence.wrapping_add(run as u16),
             timestamp: start.timestamp.wrapping_add(run.wrapping_mul(TICKS[track])),
             ssrc: start.ssrc,
@@ -79,10 +80,10 @@ impl Feed {
         let run = self.number.wrapping_sub(self.base);
         // 20 ms per packet.
         let millis = u64::from(self.number) * 20;
-        let ntp = (EPOCH + millis / 1000) << 32 | ((millis % 1000) << 32) / 1000;
-        for track in 0..2 {
+        let ntp = ((EPOCH + millis / 1000) << 32) | (((millis % 1000) << 32) / 1000);
+        for (track, ticks) in TICKS.into_iter().enumerate() {
             let start = self.starts[track];
-            let timestamp = start.timestamp.wrapping_add(run.wrapping_mul(TICKS[track]));
+            let timestamp = start.timestamp.wrapping_add(run.wrapping_mul(ticks));
             let report =
                 SenderReport { ssrc: start.ssrc, ntp, timestamp, packets: self.sent, octets: self.sent * 66 };
             self.publisher.send_control(track, &report.to_bytes())?;

@@ -13,12 +13,12 @@ use msm_tests::rtsp::{Connection, authority};
 use crate::healthy::{Healthy, LIMIT, proxy, wait_for_metric};
 
 /// An address of its own for every attacker: limits count by address.
-pub(crate) fn attacker(host: u8) -> Option<IpAddr> {
-    Some(IpAddr::V4(Ipv4Addr::new(127, 0, 6, host)))
+pub(crate) fn attacker(host: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, 0, 6, host))
 }
 
 fn connect(proxy: &Proxy, host: u8) -> TcpStream {
-    let connection = Connection::open_from(&proxy.url("x"), attacker(host)).unwrap();
+    let connection = Connection::open_from(&proxy.url("x"), Some(attacker(host))).unwrap();
     let stream = connection.into_parts().0;
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     stream
@@ -56,6 +56,11 @@ fn statuses(text: &str) -> Vec<u16> {
     text.lines().filter_map(|line| line.strip_prefix("RTSP/1.0 ")?.split(' ').next()?.parse().ok()).collect()
 }
 
+/// One text per number, behind each other.
+fn repeated(numbers: std::ops::RangeInclusive<u32>, text: impl Fn(u32) -> String) -> String {
+    numbers.map(text).collect::<Vec<_>>().concat()
+}
+
 /// What must happen to the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
@@ -70,8 +75,8 @@ fn every_bad_request_gets_its_status_and_only_lost_framing_costs_the_connection(
     let proxy = proxy(scratch.path(), &[]).unwrap();
     let healthy = Healthy::start(&proxy).unwrap();
     let url = proxy.url("healthy");
-    let many_headers: String = (0..65).map(|n| format!("X-{n}: 1\r\n")).collect();
-    let wide_head: String = (0..20).map(|n| format!("X-{n}: {}\r\n", "a".repeat(2000))).collect();
+    let many_headers = repeated(1..=65, |n| format!("X-{n}: 1\r\n"));
+    let wide_head = repeated(1..=20, |n| format!("X-{n}: {}\r\n", "a".repeat(2000)));
     let sdp = |body: &str| {
         format!(
             "ANNOUNCE {} RTSP/1.0\r\nCSeq: 1\r\nContent-Type: application/sdp\r\nContent-Length: {}\r\n\r\n{body}",
@@ -83,7 +88,20 @@ fn every_bad_request_gets_its_status_and_only_lost_framing_costs_the_connection(
     let cases: Vec<(&str, String, u16, Then)> = vec![
         ("no CSeq", format!("OPTIONS {url} RTSP/1.0\r\n\r\n"), 400, Open),
         ("a CSeq that is no number", format!("OPTIONS {url} RTSP/1.0\r\nCSeq: x\r\n\r\n"), 400, Open),
-        ("two CSeq", format!("OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\nCSeq: 2\r\n\r\n"), 400, Open),
+        // RTSP-4: which of two a middlebox would read is in doubt.
+        ("two CSeq", format!("OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\nCSeq: 2\r\n\r\n"), 400, Closed),
+        (
+            "two Session",
+            format!("PLAY {url} RTSP/1.0\r\nCSeq: 1\r\nSession: a\r\nSession: b\r\n\r\n"),
+            400,
+            Closed,
+        ),
+        (
+            "two Authorization",
+            format!("PLAY {url} RTSP/1.0\r\nCSeq: 1\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n"),
+            400,
+            Closed,
+        ),
         (
             "two Content-Length",
             format!("OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n"),
@@ -192,8 +210,7 @@ fn two_hundred_pipelined_requests_are_answered_in_order_and_a_deaf_sender_is_hel
     let healthy = Healthy::start(&proxy).unwrap();
     let url = proxy.url("healthy");
     let mut stream = connect(&proxy, 2);
-    let requests: String =
-        (1..=200).map(|n| format!("DESCRIBE {url} RTSP/1.0\r\nCSeq: {n}\r\n\r\n")).collect();
+    let requests = repeated(1..=200, |n| format!("DESCRIBE {url} RTSP/1.0\r\nCSeq: {n}\r\n\r\n"));
     stream.write_all(requests.as_bytes()).unwrap();
     let text = read_until(&mut stream, "CSeq: 200\r\n");
     let order: Vec<u32> =

@@ -259,20 +259,11 @@ fn a_viewer_that_stops_reading_is_shed_alone_and_closed_when_stuck() {
     // A sibling of the same stream and transport reads.
     let mut reader = Player::play(&url, Transport::Tcp).unwrap();
     let stream = stalled.stream().try_clone().unwrap();
-    wait_for_metric(&proxy, "msm_queue_dropped_total", &["\"interleaved\""], 100.0).unwrap();
+    let shed = || proxy.metric("msm_queue_dropped_total", &["\"interleaved\""]).is_ok_and(|n| n >= 100.0);
+    reader.wait("frames to be shed", LIMIT, || Ok(()), |_| shed()).unwrap();
     let shed = Instant::now();
-    reader
-        .wait(
-            "the stuck viewer's end",
-            Duration::from_secs(60),
-            || Ok(()),
-            |_| {
-                proxy
-                    .stream("heavy")
-                    .is_some_and(|stream| stream["legs"].as_array().is_some_and(|l| l.len() == 1))
-            },
-        )
-        .unwrap();
+    let alone = || proxy.stream("heavy").is_some_and(|s| s["legs"].as_array().is_some_and(|l| l.len() == 1));
+    reader.wait("the stuck viewer's end", Duration::from_secs(60), || Ok(()), |_| alone()).unwrap();
     assert!(shed.elapsed() > Duration::from_secs(2), "it was closed although it was only slow");
     let sequences: Vec<u16> = reader.packets(0).iter().map(|packet| packet.sequence).collect();
     assert!(sequences.windows(2).all(|pair| pair[1] == pair[0].wrapping_add(1)), "the reader lost packets");

@@ -54,11 +54,12 @@ impl Audience {
     fn wait_for_return(&mut self, since: Instant) -> Result<Duration> {
         let before: Vec<usize> = self.players.iter().map(Viewer::frames).collect();
         for (player, before) in self.players.iter_mut().zip(&before) {
-            player.wait_for_frames(before + 1, LIMIT)?;
+            // More than what a decoder may have kept of the former life.
+            player.wait_for_frames(before + 10, LIMIT)?;
         }
         let took = since.elapsed();
         for (player, before) in self.players.iter_mut().zip(before) {
-            player.wait_for_frames(before + 25, LIMIT)?;
+            player.wait_for_frames(before + 40, LIMIT)?;
         }
         Ok(took)
     }

@@ -1,6 +1,7 @@
 //! A real picture with headers under a test's control: ffmpeg sends RTP to us, we change SSRC, sequence
 //! numbers and timestamps, and publish the result.
 
+use std::fmt::Write as _;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -166,10 +167,12 @@ fn with_controls(sdp: &str) -> String {
                 if let Some(port) = words.get_mut(1) {
                     *port = "0";
                 }
-                out += &format!("m={}\r\na=control:streamid={media}\r\n", words.join(" "));
+                write!(out, "m={}\r\na=control:streamid={media}\r\n", words.join(" ")).ok();
                 media += 1;
             }
-            None => out += &format!("{}\r\n", line.trim_end()),
+            None => {
+                write!(out, "{}\r\n", line.trim_end()).ok();
+            }
         }
     }
     out

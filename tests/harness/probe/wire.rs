@@ -92,7 +92,7 @@ fn description(ssrc: u32, cname: &str) -> Vec<u8> {
     chunk.extend([1, cname.len() as u8]);
     chunk.extend(cname.as_bytes());
     chunk.push(0);
-    while chunk.len() % 4 != 0 {
+    while !chunk.len().is_multiple_of(4) {
         chunk.push(0);
     }
     let mut bytes = vec![0x81, 202, 0, (chunk.len() / 4) as u8];
