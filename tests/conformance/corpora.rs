@@ -1,5 +1,8 @@
 //! Replays the committed fuzz corpora through the bodies of the fuzz targets.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(clippy::print_stdout, reason = "the last line before a panic names the input")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
