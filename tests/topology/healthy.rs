@@ -102,3 +102,13 @@ pub(crate) fn wait_for_metric(proxy: &Proxy, name: &str, labels: &[&str], least:
     });
     reached.map_err(|error| error.context(format!("it is {seen}")))
 }
+
+/// A player's time never goes back, and stands for a few frames at most at the start and at each restart:
+/// a player that follows sender reports corrects its clock by what the first report of the new life says
+/// about the extrapolation since (RTP-6, RTP-21); ffmpeg shows a small step back as frames of equal time.
+pub(crate) fn time_moves_on(stamps: &[f64], restarts: usize) -> Result<()> {
+    let standing = stamps.windows(2).filter(|pair| pair[1] <= pair[0]).count();
+    ensure!(stamps.windows(2).all(|pair| pair[1] >= pair[0]), "time went back");
+    ensure!(standing <= 4 * (restarts + 1), "time stood still for {standing} frames");
+    Ok(())
+}
