@@ -99,7 +99,8 @@ pub struct SessionTimes {
     pub advertised: Duration,
     /// Time without a sign of life after which the session ends.
     pub enforced: Duration,
-    /// The same for a session that never played: it holds ports for nothing (SEC-5).
+    /// Time from the first SETUP to the first PLAY or RECORD, whatever is asked in between: until then the
+    /// session holds ports for nothing (SEC-5).
     pub lease: Duration,
 }
 
@@ -114,6 +115,7 @@ pub struct ServerSession {
     /// Media that a publisher announced and has to set up before RECORD.
     announced: usize,
     times: SessionTimes,
+    made_at: Instant,
     alive_at: Instant,
     started_once: bool,
 }
@@ -137,6 +139,7 @@ impl ServerSession {
             media: Vec::new(),
             announced,
             times,
+            made_at: now,
             alive_at: now,
             started_once: false,
         }
@@ -184,9 +187,8 @@ impl ServerSession {
 
     /// When the session ends without another sign of life.
     pub fn expires_at(&self) -> Instant {
-        let limit =
-            if self.started_once { self.times.enforced } else { self.times.enforced.min(self.times.lease) };
-        self.alive_at + limit
+        let silent = self.alive_at + self.times.enforced;
+        if self.started_once { silent } else { silent.min(self.made_at + self.times.lease) }
     }
 
     /// What `request` leads to. `media`: the media its URL names, `None` for the aggregate.

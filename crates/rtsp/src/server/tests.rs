@@ -95,6 +95,9 @@ fn the_lease_is_shorter_until_the_first_play() {
     let mut session = session(Role::Play, &[0]);
     let begin = session.alive_at;
     assert_eq!(session.expires_at(), begin + TIMES.lease, "SEC-5");
+    session.touch(begin + Duration::from_secs(5));
+    assert_eq!(session.expires_at(), begin + TIMES.lease, "no request buys more time");
+    session.alive_at = begin;
     session.started();
     session.stopped();
     assert_eq!(session.expires_at(), begin + TIMES.enforced);
