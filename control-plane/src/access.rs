@@ -62,6 +62,11 @@ impl AccessPolicy {
         Self { by_name, everywhere, limiter: FailureLimiter::new() }
     }
 
+    /// Whether anybody may read and publish `name`.
+    pub(crate) fn is_open(&self, name: &str) -> bool {
+        self.everywhere.is_none() && !self.by_name.contains_key(name)
+    }
+
     /// Checks `request` against the accounts of `name`. `nonce`: random bytes.
     pub(crate) fn check(
         &mut self,

@@ -4,6 +4,7 @@
 //! the same credentials are one stream (R6), and so one upstream session.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use msm_graph::{ConnId, InputRow, StreamId, TrackRow};
 use msm_rtsp::url::ResourceUrl;
 
 use crate::description::Description;
+use crate::quota::Identity;
 use crate::sessions::SessionKey;
 use crate::upstream::Upstream;
 
@@ -25,6 +27,14 @@ pub(crate) struct Publication {
     pub(crate) base: ResourceUrl,
     /// Whether RECORD was answered.
     pub(crate) recording: bool,
+    /// Address of the publisher, the last one's when it is away.
+    pub(crate) peer: IpAddr,
+    /// Who announced.
+    pub(crate) identity: Identity,
+    /// Last sign of life: a request or a packet, the latter to the second.
+    pub(crate) seen: Instant,
+    /// A connection whose ANNOUNCE waits for the publisher to be gone.
+    pub(crate) contender: Option<ConnId>,
 }
 
 /// Where a stream's media comes from.
@@ -33,7 +43,7 @@ pub(crate) enum Source {
     /// A camera that we ask. Boxed: it is many times the size of the other.
     Pull(Box<Upstream>),
     /// A publisher that comes to us.
-    Publish(Publication),
+    Publish(Box<Publication>),
 }
 
 /// One stream.
@@ -104,6 +114,14 @@ impl Stream {
     }
 
     /// The publisher's hold.
+    pub(crate) fn publication(&self) -> Option<&Publication> {
+        match &self.source {
+            Source::Publish(publication) => Some(publication),
+            Source::Pull(_) => None,
+        }
+    }
+
+    /// The publisher's hold, to change it.
     pub(crate) fn publication_mut(&mut self) -> Option<&mut Publication> {
         match &mut self.source {
             Source::Publish(publication) => Some(publication),

@@ -51,19 +51,19 @@ pub struct PullConfig {
     pub transport: PullTransport,
     /// Who we are towards the camera.
     pub credentials: Option<Credentials>,
-    /// Whether Basic may be sent in clear (RTSP-38).
+    /// Whether a camera that asks for Basic gets its password, in clear (RTSP-38).
     pub basic: bool,
 }
 
 impl PullConfig {
-    /// A pull with automatic transport and without credentials.
+    /// A pull with automatic transport and without credentials; Basic is not answered.
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             url: url.into(),
             transport: PullTransport::Auto,
             credentials: None,
-            basic: true,
+            basic: false,
         }
     }
 }

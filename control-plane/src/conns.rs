@@ -44,6 +44,8 @@ pub(crate) enum Wait {
     Remove(SessionKey, usize),
     /// The end of a leg.
     End,
+    /// Whether the publisher that holds the announced name is still there.
+    Claim,
     /// The time at which wrong credentials are answered (SEC-13).
     Delay(Response, bool),
 }
@@ -67,12 +69,14 @@ pub(crate) struct Conn {
     pub(crate) busy: Option<Busy>,
     last_seq: u64,
     /// When work on the current request began, over second looks at it.
-    began: Option<Instant>,
+    pub(crate) began: Option<Instant>,
     /// Channels by session and media.
     pub(crate) channels: ChannelTable<(SessionKey, usize)>,
     pub(crate) sessions: BTreeSet<SessionKey>,
     /// The stream that was announced on this connection: SETUP binds to it (RTSP-26).
     pub(crate) announced: Option<msm_graph::StreamId>,
+    /// Deadline of the announcement that the timers know of.
+    pub(crate) announcement_armed: Option<Instant>,
     armed: Option<Instant>,
     closing: bool,
 }
@@ -94,6 +98,7 @@ impl ControlPlane {
             channels: ChannelTable::new(),
             sessions: BTreeSet::new(),
             announced: None,
+            announcement_armed: None,
             armed: None,
             closing: false,
         };
@@ -214,7 +219,7 @@ impl ControlPlane {
     /// Looks at the current request again: what it waited for is there.
     pub(crate) fn retry(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        if let Some(busy) = conn.busy.take_if(|busy| matches!(busy.wait, Wait::Description)) {
+        if let Some(busy) = conn.busy.take_if(|busy| matches!(busy.wait, Wait::Description | Wait::Claim)) {
             conn.queue.push_front(busy.request);
             self.runnable.push_back(id);
         }
@@ -234,6 +239,10 @@ impl ControlPlane {
                 self.forget_waiting(now, id);
                 self.answer_status(id, Status::GATEWAY_TIMEOUT);
             }
+            Wait::Claim => {
+                busy.wait = Wait::Claim;
+                self.retry(id);
+            }
             Wait::Play(key) => self.fail_play(now, key, id, Status::GATEWAY_TIMEOUT),
             Wait::SetUp(pending) => {
                 self.undo_setup(now, pending);
@@ -250,11 +259,11 @@ impl ControlPlane {
         let target = match RequestTarget::parse(&request.uri) {
             Ok(target) => target,
             Err(error) => {
-                let status = match error.rule {
-                    UrlRule::TooLong => Status::URI_TOO_LONG,
-                    _ => Status::BAD_REQUEST,
+                // Oversize costs the connection (section 11), a URI of the wrong kind does not.
+                return match error.rule {
+                    UrlRule::TooLong => self.answer_and(id, Response::new(Status::URI_TOO_LONG), true),
+                    _ => self.answer_status(id, Status::BAD_REQUEST),
                 };
-                return self.answer_status(id, status);
             }
         };
         let session = match server::session_id(request) {
@@ -264,7 +273,10 @@ impl ControlPlane {
                 None => return self.answer_status(id, Status::SESSION_NOT_FOUND),
             },
         };
-        if let Some(key) = session {
+        // Another connection takes a session over only where it may: after authorisation (RTSP-20).
+        if let Some(key) = session
+            && (self.is_session_of(key, id) || self.is_open_session(key))
+        {
             self.touch_session(now, key, id);
         }
         match (&request.method, session) {
@@ -293,7 +305,7 @@ impl ControlPlane {
         let conn = self.conns.get_mut(&id)?;
         let peer = conn.peer.ip();
         match self.access.check(now.instant, &mut conn.auth, peer, name, request, nonce) {
-            Access::Open => Some(Identity::Address(peer)),
+            Access::Open => Some(Identity::of_peer(peer)),
             Access::Granted(user) => Some(Identity::User(user)),
             Access::Denied { challenges, failed, close } => {
                 let mut response = Response::new(Status::UNAUTHORIZED);
@@ -320,9 +332,14 @@ impl ControlPlane {
 
     fn delay(&mut self, now: Now, id: ConnId, response: Response, close: bool) {
         let at = now.instant + self.config.times.auth_delay;
+        self.wait_until(id, at, Wait::Delay(response, close));
+    }
+
+    /// The request stays current until `at`, whatever its deadline was.
+    pub(crate) fn wait_until(&mut self, id: ConnId, at: Instant, wait: Wait) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let Some(busy) = &mut conn.busy else { return };
-        busy.wait = Wait::Delay(response, close);
+        busy.wait = wait;
         busy.deadline = at;
         conn.armed = None;
         self.timers.arm(&mut conn.armed, at, Wake::Conn(id));

@@ -64,10 +64,10 @@ impl Description {
         session_id: u64,
         version: u64,
         address: IpAddr,
-        hidden: Option<&str>,
+        hidden: Vec<String>,
     ) -> Bytes {
         let mut edit = ViewerEdit::new(session_id, version, address);
-        edit.hidden.extend(hidden.map(str::to_owned));
+        edit.hidden.extend(hidden);
         Bytes::from(self.sdp.for_viewer(&edit).to_bytes())
     }
 }

@@ -169,6 +169,7 @@ impl ControlPlane {
         while let Some(wake) = self.timers.pop_due(now.instant) {
             match wake {
                 Wake::Conn(conn) => self.handle_conn_timeout(now, conn),
+                Wake::Announcement(conn) => self.handle_announcement_timeout(now, conn),
                 Wake::Session(session) => self.handle_session_timeout(now, session),
                 Wake::Upstream(stream) => {
                     if let Some(stream) = self.catalog.get_mut(stream) {

@@ -100,6 +100,16 @@ impl ControlPlane {
         (is_own || may_move).then_some(key)
     }
 
+    /// Whether a session lives on this connection.
+    pub(crate) fn is_session_of(&self, key: SessionKey, conn: ConnId) -> bool {
+        self.sessions.get(&key).is_some_and(|session| session.conn == Some(conn))
+    }
+
+    /// Whether anybody may use the name of a session.
+    pub(crate) fn is_open_session(&self, key: SessionKey) -> bool {
+        self.sessions.get(&key).is_some_and(|session| self.access.is_open(&session.name))
+    }
+
     /// A request of the session: it lives, and on this connection.
     pub(crate) fn touch_session(&mut self, now: Now, key: SessionKey, conn: ConnId) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
@@ -141,6 +151,7 @@ impl ControlPlane {
             if self.sessions.get(&key).is_some_and(|session| session.identity != identity) {
                 return self.answer_status(id, Status::SESSION_NOT_FOUND);
             }
+            self.touch_session(now, key, id);
         }
         let media = match self.media_of(key, target) {
             Ok(media) => media,
@@ -153,7 +164,7 @@ impl ControlPlane {
                 self.answer(id, response);
             }
             Step::Start => self.play(now, id, key),
-            Step::Record => self.record(id, key),
+            Step::Record => self.record(now, id, key),
             Step::Stop => self.pause(now, id, key),
             Step::Remove(media) => self.remove_media(now, id, key, media),
             Step::End => {

@@ -13,7 +13,7 @@ use crate::conns::Wait;
 use crate::description::{Description, speaks_feedback};
 use crate::event::{Action, NoteLevel, Now};
 use crate::timer::Wake;
-use crate::upstream::{Demand, UpstreamMedia, UpstreamOutput};
+use crate::upstream::{BASIC_NOT_ALLOWED, Demand, UpstreamMedia, UpstreamOutput};
 use crate::{ControlPlane, DIALLED, Operation};
 
 /// One deciding process: there is nobody to fence off.
@@ -31,11 +31,14 @@ pub(crate) enum Wanted {
 }
 
 impl Stream {
-    /// Host of the source that viewers must not see (SDP-9).
-    pub(crate) fn hidden(&self) -> Option<&str> {
+    /// Host and address of the source, which viewers must not see (SDP-9).
+    pub(crate) fn hidden(&self) -> Vec<String> {
         match &self.source {
-            Source::Pull(upstream) => Some(&upstream.route().host),
-            Source::Publish(_) => None,
+            Source::Pull(upstream) => {
+                let address = upstream.last_peer().map(|ip| ip.to_string());
+                std::iter::once(upstream.route().host.clone()).chain(address).collect()
+            }
+            Source::Publish(publication) => vec![publication.peer.to_string()],
         }
     }
 
@@ -132,8 +135,11 @@ impl ControlPlane {
                     self.send_row(RowOp::Upsert(EPOCH, row), Operation::Upstream(id, stage));
                 }
                 UpstreamOutput::Away => self.take_inputs_away(id),
-                UpstreamOutput::Failed { status, reason, detail, is_news } => {
+                UpstreamOutput::Failed { status, reason, mut detail, is_news } => {
                     if is_news {
+                        if reason == BASIC_NOT_ALLOWED {
+                            detail = self.explain_basic(id);
+                        }
                         let separator = if detail.is_empty() { "" } else { ": " };
                         let text = format!("{reason}{separator}{detail}");
                         self.note_stream(id, NoteLevel::Warn, "upstream.failed", &text);
@@ -187,6 +193,14 @@ impl ControlPlane {
             fields.push(("reason", reason.to_owned()));
         }
         self.note(level, event, fields);
+    }
+
+    /// What an operator can do about a camera that asks for Basic.
+    fn explain_basic(&self, id: StreamId) -> String {
+        let name = self.catalog.get(id).map_or("NAME", |stream| stream.name.as_str());
+        format!(
+            "the camera asks for Basic, which sends its password in clear; pass --allow-basic {name} if the network in between is trusted"
+        )
     }
 
     fn dial(&mut self, id: StreamId) {
@@ -348,7 +362,10 @@ impl ControlPlane {
                 upstream.observe_active();
                 None
             }
-            Source::Publish(publication) => publication.session,
+            Source::Publish(publication) => {
+                publication.seen = now.instant;
+                publication.session
+            }
         };
         if let Some(session) = publisher.and_then(|key| self.sessions.get_mut(&key)) {
             session.server.touch(now.instant);

@@ -16,6 +16,8 @@ use crate::sessions::SessionKey;
 pub(crate) enum Wake {
     /// A connection: the deadline of its current request, or of a delayed answer.
     Conn(ConnId),
+    /// What a connection announced and never set up.
+    Announcement(ConnId),
     /// A session: liveness, or grace after the loss of its connection.
     Session(SessionKey),
     /// An upstream.

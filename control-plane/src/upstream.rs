@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use msm_graph::{ConnId, Encap, InputRow, PortPair, RowState, TrackId};
+use msm_rtsp::auth::AuthFailure;
 use msm_rtsp::client::{Client, ClientConfig, ClientError, ClientOutput, Step};
 use msm_rtsp::message::{Request, Response, Status};
 use msm_rtsp::transport::{Agreed, ChannelRange, LowerTransport, PortRange, Profile, TransportSpec};
@@ -27,6 +28,12 @@ const FAILURES_PER_LINE: u32 = 60;
 
 /// Longest wait for a camera that has fallen silent to say that it is still there.
 const PROBE_WAIT: Duration = Duration::from_secs(2);
+
+/// Reason of a failure: the camera wants credentials that we do not have, or refused ours.
+const UNAUTHORIZED: &str = "unauthorized";
+
+/// Reason of a failure: only Basic would do, and the route does not allow it (RTSP-38).
+pub(crate) const BASIC_NOT_ALLOWED: &str = "basic_not_allowed";
 
 /// One media to set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +114,7 @@ pub(crate) struct Upstream {
     client: Option<Client>,
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
+    last_peer: Option<IpAddr>,
     media: Vec<UpstreamMedia>,
     next: usize,
     lower: LowerTransport,
@@ -143,6 +151,7 @@ impl Upstream {
             client: None,
             local: None,
             peer: None,
+            last_peer: None,
             media: Vec::new(),
             next: 0,
             prefers_tcp: false,
@@ -182,6 +191,11 @@ impl Upstream {
     /// Address of the camera, while connected.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         self.peer
+    }
+
+    /// The address that the camera was last reached at.
+    pub(crate) fn last_peer(&self) -> Option<IpAddr> {
+        self.last_peer
     }
 
     /// Whether the SDP of this connection is known: only then may it be handed out (RTSP-28).
@@ -244,6 +258,7 @@ impl Upstream {
         };
         self.local = Some(local);
         self.peer = Some(peer);
+        self.last_peer = Some(peer.ip());
         let mut client = Client::new(ClientConfig {
             url: self.route.url.clone(),
             agent: self.agent.clone(),
@@ -388,9 +403,7 @@ impl Upstream {
                 Phase::Backoff => {
                     self.enter(Phase::Idle);
                     self.progress(now);
-                    if self.phase == Phase::Idle {
-                        self.outputs.push_back(UpstreamOutput::Gone);
-                    }
+                    self.tell_if_gone();
                 }
                 Phase::Closing => self.finish_closing(now),
                 Phase::Ports | Phase::Installing => {
@@ -672,7 +685,12 @@ impl Upstream {
             ClientError::Timeout(_) => {
                 self.fail_with(now, Status::GATEWAY_TIMEOUT, "timeout", error.to_string());
             }
-            ClientError::Unauthorized => self.fail(now, Status::BAD_GATEWAY, "unauthorized"),
+            ClientError::Unauthorized(AuthFailure::BasicNotAllowed) => {
+                self.fail(now, Status::BAD_GATEWAY, BASIC_NOT_ALLOWED);
+            }
+            ClientError::Unauthorized(_) => {
+                self.fail_with(now, Status::BAD_GATEWAY, UNAUTHORIZED, error.to_string());
+            }
             ClientError::Refused { .. } => {
                 self.fail_with(now, Status::BAD_GATEWAY, "refused", error.to_string());
             }
@@ -710,15 +728,13 @@ impl Upstream {
         self.linger = None;
         self.probe = None;
         // A refusal for want of credentials is never answered from memory (RTSP-28).
-        self.failure = (reason != "unauthorized").then_some((now, status));
+        self.failure = (![UNAUTHORIZED, BASIC_NOT_ALLOWED].contains(&reason)).then_some((now, status));
         let is_asked_for = std::mem::take(&mut self.demand.waiting);
         let is_news = is_asked_for || self.failures.is_multiple_of(FAILURES_PER_LINE);
         self.failures = self.failures.wrapping_add(1);
         self.back_off(now);
         self.outputs.push_back(UpstreamOutput::Failed { status, reason, detail, is_news });
-        if self.phase == Phase::Idle {
-            self.outputs.push_back(UpstreamOutput::Gone);
-        }
+        self.tell_if_gone();
     }
 
     /// A camera that played is gone; the legs stay.
@@ -729,9 +745,7 @@ impl Upstream {
         self.probe = None;
         self.outputs.push_back(UpstreamOutput::Note("upstream.lost", reason));
         self.back_off(now);
-        if self.phase == Phase::Idle {
-            self.outputs.push_back(UpstreamOutput::Gone);
-        }
+        self.tell_if_gone();
     }
 
     fn back_off(&mut self, now: Instant) {
@@ -762,7 +776,15 @@ impl Upstream {
         self.probe = None;
         self.enter(Phase::Idle);
         self.progress(now);
+        self.tell_if_gone();
+    }
+
+    /// Nothing is open and nothing is wanted. What the camera said about transports is forgotten: the way to
+    /// it may have changed when it is opened the next time (RTSP-15).
+    fn tell_if_gone(&mut self) {
         if self.phase == Phase::Idle {
+            self.prefers_tcp = false;
+            self.refused_tcp = false;
             self.outputs.push_back(UpstreamOutput::Gone);
         }
     }
@@ -779,8 +801,6 @@ impl Upstream {
         self.linger = None;
         self.enter(Phase::Idle);
         self.progress(now);
-        if self.phase == Phase::Idle {
-            self.outputs.push_back(UpstreamOutput::Gone);
-        }
+        self.tell_if_gone();
     }
 }

@@ -138,7 +138,7 @@ impl Given {
         }
         overlay! {
             rtsp admin rtp_ports session_timeout linger max_connections workers drain log_level log_format;
-            pull pull_transport credentials user
+            pull pull_transport credentials allow_basic user
         }
         // The login of a pull without a file: MSM_PULL_<NAME>=user:password.
         for pull in &given.raw.pull {
@@ -266,6 +266,12 @@ impl Config {
             self.warnings.extend(warning);
             self.plane.pulls[pull].credentials = login(&key, text, &line, problems);
         }
+        let key = given.key("allow_basic");
+        for name in &given.raw.allow_basic {
+            if let Some(pull) = self.pull_named(&key, name, name, problems) {
+                self.plane.pulls[pull].basic = true;
+            }
+        }
         for (name, (key, line)) in &given.logins {
             let Some(pull) = self.plane.pulls.iter_mut().find(|pull| pull.name == *name) else { continue };
             if pull.credentials.is_none() {
@@ -285,14 +291,20 @@ impl Config {
     ) -> Option<(usize, String)> {
         let key = given.key(field);
         let (name, value) = problems.take(&key, text, check::named(text, '=', form))?;
-        if let Some(at) = self.plane.pulls.iter().position(|pull| pull.name == name) {
-            return Some((at, value));
+        Some((self.pull_named(&key, text, &name, problems)?, value))
+    }
+
+    /// The pull of this name, by index.
+    fn pull_named(&self, key: &str, text: &str, name: &str, problems: &mut Problems) -> Option<usize> {
+        let found = self.plane.pulls.iter().position(|pull| pull.name == name);
+        if found.is_some() {
+            return found;
         }
-        let fix = match check::nearest(&name, self.plane.pulls.iter().map(|pull| pull.name.as_str())) {
+        let fix = match check::nearest(name, self.plane.pulls.iter().map(|pull| pull.name.as_str())) {
             Some(near) => format!("did you mean {near}?"),
             None => format!("add --pull {name}=rtsp://HOST/PATH"),
         };
-        problems.note(&key, text, format!("no --pull is named {name}"), fix);
+        problems.note(key, text, format!("no --pull is named {name}"), fix);
         None
     }
 

@@ -1,6 +1,8 @@
 //! Publishers: ANNOUNCE, SETUP `mode=record`, RECORD (`protocols.md` 1.7). A publisher that comes back to
 //! its path resumes the stream, whose legs have waited.
 
+use std::time::{Duration, Instant};
+
 use msm_graph::{ConnId, Encap, InputRow, RowState, StreamId, TrackId};
 use msm_rtsp::headers::{Range, media_type};
 use msm_rtsp::message::{Request, Response, Status};
@@ -14,7 +16,25 @@ use crate::catalog::{Publication, Source, Stream};
 use crate::conns::{Ticket, Wait, overload};
 use crate::description::Description;
 use crate::event::{NoteLevel, Now, OpError};
+use crate::quota::Identity;
+use crate::timer::Wake;
 use crate::{ControlPlane, Operation};
+
+/// Silence after which a publisher gives way to one that may be the same, come back.
+const HOLDER_SILENCE: Duration = Duration::from_secs(2);
+
+/// How late a packet's sign of life may be noted: one that came within this time of an ANNOUNCE says
+/// nothing about what was sent after it.
+const SEEN_GRAIN: Duration = Duration::from_secs(1);
+
+/// Why a name cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    /// Not at all.
+    With(Status),
+    /// Not before it has shown whether its publisher is still there.
+    Until(Instant),
+}
 
 impl ControlPlane {
     pub(crate) fn announce(
@@ -30,9 +50,7 @@ impl ControlPlane {
             return self.answer(id, response);
         }
         let Some(url) = self.resource(id, target) else { return };
-        if self.authorize(now, id, &url.name, request).is_none() {
-            return;
-        }
+        let Some(identity) = self.authorize(now, id, &url.name, request) else { return };
         if self.ending.is_some() {
             return self.answer(id, overload());
         }
@@ -49,11 +67,15 @@ impl ControlPlane {
             Err(SdpError::TooLong { .. }) => return self.answer_status(id, Status::CONTENT_TOO_LARGE),
             Err(_) => return self.answer_status(id, Status::BAD_REQUEST),
         };
-        if let Err(status) = self.claim(now, id, url) {
-            if status == Status::FORBIDDEN {
-                self.note_peer(id, NoteLevel::Warn, "publish.refused", &url.name);
+        match self.claim(now, id, url, identity) {
+            Ok(()) => {}
+            Err(Refused::Until(at)) => return self.wait_until(id, at, Wait::Claim),
+            Err(Refused::With(status)) => {
+                if status == Status::FORBIDDEN {
+                    self.note_peer(id, NoteLevel::Warn, "publish.refused", &url.name);
+                }
+                return self.answer_status(id, status);
             }
-            return self.answer_status(id, status);
         }
         let Some(stream) = self.catalog.find(&url.name) else { return };
         self.adopt_description(now, stream, description);
@@ -63,27 +85,40 @@ impl ControlPlane {
         }
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.announced = Some(stream);
+            let at = now.instant + self.config.times.lease;
+            self.timers.arm(&mut conn.announcement_armed, at, Wake::Announcement(id));
         }
         self.note_stream(stream, NoteLevel::Info, "stream.announced", "");
         self.answer_status(id, Status::OK);
     }
 
     /// Gives the name of `url` to the publisher on this connection, unless another one holds it.
-    fn claim(&mut self, now: Now, id: ConnId, url: &ResourceUrl) -> Result<(), Status> {
+    fn claim(&mut self, now: Now, id: ConnId, url: &ResourceUrl, identity: Identity) -> Result<(), Refused> {
         if self.resolver.resolve(&url.name).is_some() {
-            return Err(Status::FORBIDDEN);
+            return Err(Refused::With(Status::FORBIDDEN));
         }
+        let Some(conn) = self.conns.get(&id) else { return Err(Refused::With(Status::FORBIDDEN)) };
+        let (peer, began) = (conn.peer.ip(), conn.began.unwrap_or(now.instant));
         // One connection publishes one stream at a time.
         if let Some(other) = self.conns.get(&id).and_then(|conn| conn.announced) {
             if self.is_recording(other, id) {
-                return Err(Status::METHOD_NOT_VALID_IN_THIS_STATE);
+                return Err(Refused::With(Status::METHOD_NOT_VALID_IN_THIS_STATE));
             }
             self.abandon_announcement(other, id);
         }
-        let publication = Publication { conn: Some(id), session: None, base: url.clone(), recording: false };
+        let publication = Box::new(Publication {
+            conn: Some(id),
+            session: None,
+            base: url.clone(),
+            recording: false,
+            peer,
+            identity,
+            seen: now.instant,
+            contender: None,
+        });
         let Some(stream) = self.catalog.find(&url.name) else {
             if self.catalog.streams.len() >= self.config.limits.published_streams {
-                return Err(Status::NOT_ENOUGH_BANDWIDTH);
+                return Err(Refused::With(Status::NOT_ENOUGH_BANDWIDTH));
             }
             let stream_id = self.make_stream_id(now);
             let sdp_id = now.unix.as_secs();
@@ -95,15 +130,24 @@ impl ControlPlane {
             ));
             return Ok(());
         };
-        let holder = self.catalog.get(stream).and_then(|stream| match &stream.source {
-            Source::Publish(publication) => Some((publication.conn, publication.session, stream.silent)),
-            Source::Pull(_) => None,
-        });
-        let Some((holder, session, silent)) = holder else { return Err(Status::FORBIDDEN) };
+        let Some(known) = self.catalog.get_mut(stream) else { return Err(Refused::With(Status::FORBIDDEN)) };
+        let silent = known.silent;
+        let Some(old) = known.publication_mut() else { return Err(Refused::With(Status::FORBIDDEN)) };
+        let (holder, session) = (old.conn, old.session);
         // One that lost its connection, or sends nothing any more, gives way to the one that is here.
         let is_connected = holder.is_some_and(|conn| self.conns.contains_key(&conn));
         if is_connected && !silent {
-            return Err(Status::FORBIDDEN);
+            // The same publisher, perhaps, whose old connection has not noticed yet that it is gone.
+            let may_be_same = old.peer == peer
+                || matches!(publication.identity, Identity::User(_)) && old.identity == publication.identity;
+            if !may_be_same || old.seen > began + SEEN_GRAIN {
+                return Err(Refused::With(Status::FORBIDDEN));
+            }
+            let gone_at = old.seen + HOLDER_SILENCE;
+            if gone_at > now.instant {
+                old.contender = Some(id);
+                return Err(Refused::Until(gone_at));
+            }
         }
         // A session in its grace holds its leg's place no longer; the stream stays, it is claimed now.
         if let Some(stream) = self.catalog.get_mut(stream) {
@@ -188,6 +232,7 @@ impl ControlPlane {
         };
         if let Some(publication) = self.catalog.get_mut(stream_id).and_then(Stream::publication_mut) {
             publication.session = Some(key);
+            publication.seen = now.instant;
         }
         let Some(session) = self.sessions.get_mut(&key) else { return };
         match session.server.handle_request(now.instant, request, Some(media)) {
@@ -272,7 +317,7 @@ impl ControlPlane {
         }
     }
 
-    pub(crate) fn record(&mut self, id: ConnId, key: SessionKey) {
+    pub(crate) fn record(&mut self, now: Now, id: ConnId, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         session.server.started();
         let stream = session.stream;
@@ -281,6 +326,7 @@ impl ControlPlane {
             .with("Range", Range::LIVE.to_string());
         if let Some(publication) = self.catalog.get_mut(stream).and_then(Stream::publication_mut) {
             publication.recording = true;
+            publication.seen = now.instant;
         }
         self.answer(id, response);
         self.note_stream(stream, NoteLevel::Info, "stream.recording", "");
@@ -296,6 +342,7 @@ impl ControlPlane {
             return;
         }
         let conn = publication.conn.take();
+        let contender = publication.contender.take();
         publication.session = None;
         publication.recording = false;
         if let Some(conn) = conn.and_then(|id| self.conns.get_mut(&id)) {
@@ -303,6 +350,26 @@ impl ControlPlane {
         }
         self.take_inputs_away(stream);
         self.settle(stream);
+        if let Some(contender) = contender {
+            self.retry(contender);
+        }
+    }
+
+    /// An announcement that led to nothing for as long as a session may hold ports (SEC-5).
+    pub(crate) fn handle_announcement_timeout(&mut self, now: Now, id: ConnId) {
+        let lease = self.config.times.lease;
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.announcement_armed = None;
+        let Some(stream) = conn.announced else { return };
+        let Some(publication) = self.catalog.get(stream).and_then(Stream::publication) else { return };
+        // One with a session looks again later: its SETUP may yet be refused.
+        let due = publication.seen + lease;
+        if publication.session.is_none() && due <= now.instant {
+            self.note_peer(id, NoteLevel::Warn, "publish.abandoned", "");
+            return self.abandon_announcement(stream, id);
+        }
+        let at = due.max(now.instant + SEEN_GRAIN);
+        self.timers.arm(&mut conn.announcement_armed, at, Wake::Announcement(id));
     }
 
     /// The connection that announced is gone, or announces something else: without a session the name is

@@ -1,7 +1,7 @@
 //! SETUP: what a viewer may have, its session, its leg. Answered when the leg is attached.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use msm_graph::{ConnId, LegEncap, LegOp, LegTrack, StreamId, TrackId};
 use msm_rtsp::message::{Request, Response, Status};
@@ -52,6 +52,9 @@ impl ControlPlane {
             && (session.stream != stream || session.identity != identity)
         {
             return self.answer_status(id, Status::AGGREGATE_NOT_ALLOWED);
+        }
+        if let Some(key) = session {
+            self.touch_session(now, key, id);
         }
         let description = match self.want_description(now, stream, id, false) {
             Wanted::Waiting => return,
@@ -119,6 +122,10 @@ impl ControlPlane {
     ) -> Option<TransportSpec> {
         // One lower transport per session (RTSP-19).
         let lower = match session.and_then(|key| self.sessions.get(&key)).map(|s| s.server.lower()) {
+            // Datagrams to a link-local address need its interface, which no leg or input carries.
+            None if self.conns.get(&id).is_some_and(|conn| is_link_local(conn.peer.ip())) => {
+                LowerPolicy::TcpOnly
+            }
             None => LowerPolicy::Any,
             Some(LowerTransport::Udp) => LowerPolicy::UdpOnly,
             Some(LowerTransport::Tcp) => LowerPolicy::TcpOnly,
@@ -327,4 +334,8 @@ impl ControlPlane {
             self.note_session(pending.key, NoteLevel::Info, "leg.attached", "");
         }
     }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }

@@ -96,7 +96,9 @@ fn urls_that_could_mean_something_else_are_400() {
         assert_eq!(world.ask_status(conn, Method::Describe, url, &[]), 400, "{url} (SEC-10)");
     }
     let long = format!("rtsp://proxy/{}", "x".repeat(3000));
-    assert_eq!(world.ask_status(conn, Method::Describe, &long, &[]), 414);
+    world.send(conn, Method::Describe, &long, &[]);
+    let (response, close) = world.replies.get_mut(&conn).unwrap().pop_front().unwrap();
+    assert_eq!((response.status.0, close), (414, true), "section 11: oversize is closed");
 }
 
 #[test]
@@ -201,6 +203,19 @@ fn a_setup_without_play_loses_its_lease() {
     world.sleep(SECOND * 31);
     assert!(world.legs.is_empty(), "SEC-5");
     assert_eq!(world.control.session_count(), 0);
+}
+
+#[test]
+fn keepalives_do_not_extend_the_lease() {
+    let mut world = World::with_camera();
+    let viewer = world.prepare("cam", "203.0.113.5:40000", UDP);
+    for _ in 0..5 {
+        world.sleep(SECOND * 5);
+        assert_eq!(world.in_session(&viewer, Method::GetParameter).status, Status::OK);
+    }
+    world.sleep(SECOND * 6);
+    assert_eq!(world.control.session_count(), 0, "SEC-5");
+    assert!(world.legs.is_empty());
 }
 
 #[test]
@@ -340,6 +355,57 @@ fn guessing_is_cut_off_after_ten_failures_a_minute() {
         statuses.push(world.reply(conn).unwrap().status.0);
     }
     assert_eq!(statuses[9..], [401, 503, 503]);
+}
+
+/// A viewer of `cam` that plays with credentials: its session and its connection.
+fn log_in(world: &mut World, peer: &str) -> (String, msm_graph::ConnId) {
+    let conn = world.connect(peer);
+    let denied = world.ask(conn, Method::Describe, URL, &[]);
+    let mut session = String::new();
+    for (method, uri) in [(Method::Describe, URL), (Method::Setup, TRACK), (Method::Play, URL)] {
+        let authorization = authorize(&denied, "ann", "secret", &method, uri);
+        let mut headers = vec![("Transport", UDP[0]), ("Authorization", authorization.as_str())];
+        if !session.is_empty() {
+            headers.push(("Session", &session));
+        }
+        let answer = world.ask(conn, method, uri, &headers);
+        assert_eq!(answer.status, Status::OK);
+        session =
+            answer.headers.get("Session").map(|v| v.split(';').next().unwrap().to_owned()).unwrap_or(session);
+    }
+    (session, conn)
+}
+
+#[test]
+fn a_guarded_session_is_not_taken_over_without_its_credentials() {
+    let mut world = guarded();
+    let (session, conn) = log_in(&mut world, "203.0.113.5:40000");
+    world.hang_up(conn);
+    let headers = [("Session", session.as_str())];
+    for method in [Method::Pause, Method::GetParameter, Method::Teardown, Method::Play] {
+        let stranger = world.connect("203.0.113.5:41000");
+        world.ask(stranger, Method::Options, URL, &headers);
+        assert_eq!(world.ask_status(stranger, method, URL, &headers), 401, "RTSP-20");
+        world.hang_up(stranger);
+    }
+    assert_eq!(world.control.session_count(), 1);
+    world.sleep(SECOND * 11);
+    assert_eq!(world.control.session_count(), 0, "no stranger's request kept it");
+}
+
+#[test]
+fn a_guarded_session_moves_to_a_connection_that_shows_its_credentials() {
+    let mut world = guarded();
+    let (session, conn) = log_in(&mut world, "203.0.113.5:40000");
+    world.hang_up(conn);
+    let conn = world.connect("203.0.113.5:41000");
+    let headers = [("Session", session.as_str())];
+    let denied = world.ask(conn, Method::GetParameter, URL, &headers);
+    let authorization = authorize(&denied, "ann", "secret", &Method::GetParameter, URL);
+    let headers = [("Session", session.as_str()), ("Authorization", authorization.as_str())];
+    assert_eq!(world.ask_status(conn, Method::GetParameter, URL, &headers), 200);
+    world.sleep(SECOND * 11);
+    assert_eq!(world.control.session_count(), 1, "RTSP-21");
 }
 
 #[test]

@@ -234,8 +234,7 @@ fn keepalives_go_upstream_at_half_the_timeout() {
 
 #[test]
 fn nothing_of_the_upstream_is_visible_downstream() {
-    let mut pull = PullConfig::new("cam", "rtsp://admin:s3cret@192.0.2.10:8554/live");
-    pull.basic = false;
+    let pull = PullConfig::new("cam", "rtsp://admin:s3cret@192.0.2.10:8554/live");
     let mut world = World::new(Config { pulls: vec![pull], ..Config::default() });
     world.cameras.insert("192.0.2.10".to_owned(), Camera::default());
     world.camera().challenge = Some("Digest realm=\"Cam\", nonce=\"abcdef\"");
@@ -255,6 +254,43 @@ fn nothing_of_the_upstream_is_visible_downstream() {
         let text = format!("{note:?}");
         assert!(!text.contains("s3cret") && !text.contains(&viewer.session), "{text}");
     }
+}
+
+#[test]
+fn the_address_that_a_camera_was_reached_at_is_not_visible_downstream() {
+    let pull = PullConfig::new("cam", "rtsp://door.example/live");
+    let mut world = World::new(Config { pulls: vec![pull], ..Config::default() });
+    world.cameras.insert("door.example".to_owned(), Camera::default());
+    world.camera_address = Some("192.0.2.77:554");
+    world.cameras.get_mut("door.example").unwrap().sdp =
+        CAMERA_SDP.replace("s=Live", "s=192.0.2.77 at door.example");
+    let conn = world.connect("203.0.113.5:40000");
+    let answer = world.ask(conn, Method::Describe, "rtsp://proxy:8554/cam", &[]);
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(text.contains("s=") && !text.contains("192.0.2.77"), "SDP-9: {text}");
+    assert!(!text.contains("door.example"), "SDP-9: {text}");
+}
+
+#[test]
+fn a_link_local_viewer_is_told_to_use_tcp() {
+    let mut world = World::with_camera();
+    let conn = world.connect("[fe80::5]:40000");
+    let track = "rtsp://proxy:8554/cam/trackID=0";
+    assert_eq!(world.ask_status(conn, Method::Setup, track, &[("Transport", UDP[0])]), 461);
+    assert_eq!(world.ask_status(conn, Method::Setup, track, &[("Transport", TCP[0])]), 200);
+}
+
+#[test]
+fn udp_is_asked_for_again_when_the_camera_was_closed_in_between() {
+    let mut world = World::with_camera();
+    world.camera().tcp_only = true;
+    let first = world.view("cam", "203.0.113.5:40000", TCP);
+    world.in_session(&first, Method::Teardown);
+    world.sleep(SECOND * 6);
+    world.camera().tcp_only = false;
+    world.view("cam", "203.0.113.5:40001", TCP);
+    let row = &world.rows[&world.stream()];
+    assert!(matches!(row.inputs[0].encap, msm_graph::Encap::Udp { .. }), "RTSP-15: {row:?}");
 }
 
 #[test]

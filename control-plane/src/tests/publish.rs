@@ -219,6 +219,101 @@ fn an_announcement_without_setup_frees_its_name_with_the_connection() {
 }
 
 #[test]
+fn an_announcement_without_setup_frees_its_name_after_the_lease() {
+    let mut world = empty();
+    let idle = world.connect("203.0.113.9:40000");
+    assert_eq!(world.announce(idle, URL, FFMPEG_SDP).status, Status::OK);
+    world.sleep(SECOND * 20);
+    let other = world.connect("203.0.113.10:40000");
+    assert_eq!(world.announce(other, URL, FFMPEG_SDP).status, Status::FORBIDDEN);
+    world.sleep(SECOND * 11);
+    assert!(world.control.streams().is_empty(), "SEC-5");
+    assert_eq!(world.announce(other, URL, FFMPEG_SDP).status, Status::OK);
+}
+
+#[test]
+fn the_lease_of_an_announcement_ends_no_publisher_that_records() {
+    let mut world = empty();
+    world.publish("203.0.113.9:40000", TCP);
+    let stream = world.stream();
+    for _ in 0..40 {
+        world.sleep(SECOND);
+        world.event(Event::Report(Report::InputAlive { stream }));
+    }
+    assert_eq!(world.rows[&stream].inputs.len(), 2);
+}
+
+#[test]
+fn a_publisher_that_returns_beside_its_half_open_connection_is_let_in_after_two_seconds() {
+    for transport in [UDP, TCP] {
+        let mut world = empty();
+        let old = world.publish("203.0.113.9:40000", transport);
+        let stream = world.stream();
+        world.view("live/door", "203.0.113.5:40000", UDP);
+        world.event(Event::Report(Report::InputAlive { stream }));
+        let conn = world.connect("203.0.113.9:40001");
+        let headers = [("Content-Type", "application/sdp")];
+        world.send_body(conn, Method::Announce, URL, &headers, FFMPEG_SDP);
+        world.sleep(Duration::from_millis(1900));
+        assert!(world.reply(conn).is_none(), "neither let in nor refused yet");
+        world.sleep(Duration::from_millis(200));
+        assert_eq!(world.reply(conn).unwrap().status, Status::OK);
+        assert!(world.closed.contains(&old.conn));
+        assert_eq!((world.stream(), world.legs.len()), (stream, 1), "its viewers stay");
+    }
+}
+
+#[test]
+fn a_second_publisher_of_one_address_is_refused_while_the_first_sends() {
+    let mut world = empty();
+    world.publish("203.0.113.9:40000", TCP);
+    let stream = world.stream();
+    let conn = world.connect("203.0.113.9:40001");
+    world.send_body(conn, Method::Announce, URL, &[("Content-Type", "application/sdp")], FFMPEG_SDP);
+    for _ in 0..5 {
+        world.sleep(SECOND);
+        world.event(Event::Report(Report::InputAlive { stream }));
+    }
+    assert_eq!(world.reply(conn).unwrap().status, Status::FORBIDDEN);
+    assert_eq!(world.rows[&stream].inputs.len(), 2);
+}
+
+#[test]
+fn a_publisher_that_waits_for_its_name_gets_it_when_the_old_connection_ends() {
+    let mut world = empty();
+    let old = world.publish("203.0.113.9:40000", TCP);
+    let conn = world.connect("203.0.113.9:40001");
+    world.send_body(conn, Method::Announce, URL, &[("Content-Type", "application/sdp")], FFMPEG_SDP);
+    assert!(world.reply(conn).is_none());
+    world.hang_up(old.conn);
+    assert_eq!(world.reply(conn).unwrap().status, Status::OK);
+}
+
+#[test]
+fn a_publisher_that_gives_up_waiting_for_its_name_leaves_nothing() {
+    let mut world = empty();
+    let old = world.publish("203.0.113.9:40000", TCP);
+    let conn = world.connect("203.0.113.9:40001");
+    world.send_body(conn, Method::Announce, URL, &[("Content-Type", "application/sdp")], FFMPEG_SDP);
+    world.hang_up(conn);
+    world.hang_up(old.conn);
+    world.sleep(SECOND * 5);
+    assert!(world.control.streams().is_empty() && world.rows.is_empty());
+}
+
+#[test]
+fn the_address_of_a_publisher_is_not_in_what_viewers_get() {
+    let mut world = empty();
+    let conn = world.connect("203.0.113.9:40000");
+    let sdp = FFMPEG_SDP.replace("s=No Name", "s=203.0.113.9 at the door");
+    assert_eq!(world.announce(conn, URL, &sdp).status, Status::OK);
+    let viewer = world.connect("203.0.113.5:40000");
+    let answer = world.ask(viewer, Method::Describe, URL, &[]);
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(text.contains("s=-\r\n") && !text.contains("203.0.113.9"), "SDP-9: {text}");
+}
+
+#[test]
 fn bad_announcements_get_their_status() {
     let mut world = empty();
     let conn = world.connect("203.0.113.9:40000");

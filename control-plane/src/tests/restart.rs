@@ -4,6 +4,7 @@ use msm_graph::LegOp;
 use msm_rtsp::message::{Method, Status};
 
 use super::world::*;
+use crate::config::{Config, PullConfig};
 use crate::event::Event;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -136,6 +137,26 @@ fn an_unauthorised_pull_is_502_and_never_remembered() {
         assert_eq!(response.status, Status::BAD_GATEWAY);
         assert!(response.headers.get("WWW-Authenticate").is_none());
         assert_eq!(world.camera().dials, dials, "CP8");
+    }
+}
+
+#[test]
+fn basic_in_clear_is_answered_only_where_the_pull_allows_it() {
+    for basic in [false, true] {
+        let mut pull = PullConfig::new("cam", "rtsp://admin:s3cret@192.0.2.10:8554/live");
+        pull.basic |= basic;
+        let mut world = World::new(Config { pulls: vec![pull], ..Config::default() });
+        world.cameras.insert("192.0.2.10".to_owned(), Camera::default());
+        world.camera().challenge = Some("Basic realm=\"Cam\"");
+        let conn = world.connect("203.0.113.5:40000");
+        world.ask(conn, Method::Describe, "rtsp://proxy:8554/cam", &[]);
+        let sent = world.camera().requests.iter().any(|r| r.headers.get("Authorization").is_some());
+        assert_eq!(sent, basic, "RTSP-38");
+        let hint = world.notes.iter().any(|note| {
+            note.event == "upstream.failed"
+                && note.fields.iter().any(|(_, text)| text.contains("pass --allow-basic cam"))
+        });
+        assert_eq!(hint, !basic, "{:?}", world.notes);
     }
 }
 

@@ -159,6 +159,8 @@ pub(super) struct World {
     pub(super) last_cseq: HashMap<ConnId, u32>,
     waiting_arms: Vec<(OpToken, LegId, Instant)>,
     flowing: std::collections::HashSet<StreamId>,
+    /// What the name of a camera resolves to, if its host is none.
+    pub(super) camera_address: Option<&'static str>,
     next_conn: u64,
     next_port: u16,
     /// Leg attachments fail with this.
@@ -189,6 +191,7 @@ impl World {
             last_cseq: HashMap::new(),
             waiting_arms: Vec::new(),
             flowing: std::collections::HashSet::new(),
+            camera_address: None,
             next_conn: 1,
             next_port: 8062,
             attach_error: None,
@@ -429,7 +432,8 @@ impl World {
         let result = if camera.up {
             camera.open.push(conn);
             self.conn_camera.insert(conn, host.to_owned());
-            Ok(("198.51.100.1:50000".parse().unwrap(), format!("{host}:8554").parse().unwrap()))
+            let peer = self.camera_address.map_or_else(|| format!("{host}:8554"), str::to_owned);
+            Ok(("198.51.100.1:50000".parse().unwrap(), peer.parse().unwrap()))
         } else {
             Err("connection refused".to_owned())
         };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::auth::{BasicPolicy, ClientAuth, Credentials};
+use crate::auth::{AuthFailure, BasicPolicy, ClientAuth, Credentials};
 use crate::headers::{RtpInfo, SessionHeader};
 use crate::message::{Headers, Method, Request, Response, Status};
 use crate::transport::{Agreed, AnswerError, TransportSpec, accept_answer};
@@ -65,8 +65,8 @@ pub enum ClientError {
     #[error("no answer to {0:?} in time")]
     Timeout(Step),
     /// The camera wants credentials that we do not have, or refused ours: `502` towards the viewer.
-    #[error("the camera refused our credentials, or there are none")]
-    Unauthorized,
+    #[error("{0}")]
+    Unauthorized(AuthFailure),
     /// Any other status: `502` towards the viewer.
     #[error("the camera answered {status} to {step:?}")]
     Refused {
@@ -138,6 +138,8 @@ struct Outstanding {
 pub struct Client {
     config: ClientConfig,
     auth: ClientAuth,
+    /// Why the last `401` was not answered.
+    auth_failure: AuthFailure,
     cseq: u32,
     session: Option<String>,
     aggregate: String,
@@ -155,6 +157,7 @@ impl Client {
         Self {
             aggregate: config.url.clone(),
             auth,
+            auth_failure: AuthFailure::NoCredentials,
             config,
             cseq: 0,
             session: None,
@@ -243,9 +246,12 @@ impl Client {
         }
         if response.status == Status::UNAUTHORIZED {
             let challenges = response.headers.get_all("WWW-Authenticate");
-            if self.auth.handle_unauthorized(challenges).is_ok() {
-                self.send(now, outstanding.step, outstanding.request);
-                return;
+            match self.auth.handle_unauthorized(challenges) {
+                Ok(()) => {
+                    self.send(now, outstanding.step, outstanding.request);
+                    return;
+                }
+                Err(failure) => self.auth_failure = failure,
             }
         } else {
             self.auth.handle_success();
@@ -358,7 +364,7 @@ impl Client {
         }
         if !response.status.is_success() {
             let error = if response.status == Status::UNAUTHORIZED {
-                ClientError::Unauthorized
+                ClientError::Unauthorized(self.auth_failure)
             } else {
                 ClientError::Refused { step, status: response.status }
             };

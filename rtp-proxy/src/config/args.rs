@@ -85,6 +85,9 @@ pub struct Raw {
     /// File with the camera's login, one line user:password; repeatable
     #[arg(verbatim_doc_comment, long, value_name = "NAME=FILE", help_heading = "Streams")]
     pub credentials: Vec<String>,
+    /// Camera that may be sent its password in clear, if it asks for Basic; repeatable
+    #[arg(verbatim_doc_comment, long, value_name = "NAME", help_heading = "Streams")]
+    pub allow_basic: Vec<String>,
     /// Playing and publishing need this user, whose password is the line in FILE; repeatable
     #[arg(verbatim_doc_comment, long, value_name = "NAME:FILE", help_heading = "Streams")]
     pub user: Vec<String>,

@@ -110,6 +110,7 @@ fn a_bad_value_is_named_with_its_key_and_a_value_that_would_do() {
         (["--pull", "c=rtsp://169.254.169.254/x"], "--pull c=", "camera's address"),
         (["--pull-transport", "c=udp"], "--pull-transport c=udp", "add --pull c="),
         (["--credentials", "c=/nowhere"], "--credentials c=/nowhere", "add --pull c="),
+        (["--allow-basic", "door"], "--allow-basic door", "add --pull door="),
         (["--user", "anna"], "--user anna", "NAME:FILE"),
         (["--user", "anna:/nowhere"], "--user anna:/nowhere", "create it"),
     ] {
@@ -195,6 +196,13 @@ fn logins_come_from_files_and_a_file_that_others_can_read_is_warned_of() {
     let both = secret("anna:hunter2", 0o600);
     let config = load(&["--user", &format!("anna:{}", both.path().display())]).unwrap();
     assert_eq!(config.plane.users[0].credentials.password().expose(), "hunter2");
+}
+
+#[test]
+fn basic_is_allowed_to_the_cameras_that_are_named_and_to_no_other() {
+    let pulls = ["--pull", "a=rtsp://h/1", "--pull", "b=rtsp://h/2", "--allow-basic", "b"];
+    let config = load(&pulls).unwrap();
+    assert_eq!(config.plane.pulls.iter().map(|pull| pull.basic).collect::<Vec<_>>(), [false, true]);
 }
 
 #[test]

@@ -21,9 +21,12 @@ pub enum AuthFailure {
     /// The route has no credentials.
     #[error("the source asks for credentials and the route has none")]
     NoCredentials,
-    /// No scheme or algorithm that we know, or only Basic where it is not allowed.
-    #[error("the source offers no authentication scheme that is allowed")]
+    /// No scheme or algorithm that we know.
+    #[error("the source offers no authentication scheme that we know")]
     NoUsableChallenge,
+    /// Basic and nothing better, where the route does not allow it.
+    #[error("the source asks for Basic, which sends the password in clear")]
+    BasicNotAllowed,
     /// The credentials were sent and refused.
     #[error("the source refused the credentials")]
     Rejected,
@@ -56,13 +59,16 @@ impl ClientAuth {
         }
         let best = parse_challenges(values)
             .into_iter()
-            .filter(|c| self.basic == BasicPolicy::Allow || !matches!(c, Challenge::Basic { .. }))
             .max_by_key(|c| match c {
                 Challenge::Digest(d) if d.algorithm == Algorithm::Sha256 => 2,
                 Challenge::Digest(_) => 1,
                 Challenge::Basic { .. } => 0,
             })
             .ok_or(AuthFailure::NoUsableChallenge)?;
+        // The best of all: a source that offers Digest as well is answered with that.
+        if self.basic == BasicPolicy::Refuse && matches!(best, Challenge::Basic { .. }) {
+            return Err(AuthFailure::BasicNotAllowed);
+        }
         if let Some(sent) = &self.challenge {
             let is_new = match (sent, &best) {
                 (Challenge::Digest(old), Challenge::Digest(new)) => new.stale || old.nonce != new.nonce,

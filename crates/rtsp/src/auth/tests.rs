@@ -255,7 +255,7 @@ fn the_best_challenge_is_answered_however_they_are_packed() {
     assert!(value.starts_with("Digest username=\"admin\", realm=\"IP Camera(12345)\", nonce=\"abc\", uri="));
     assert!(!value.contains("qop") && !value.contains("algorithm"), "{value}");
     assert_eq!(pick(BasicPolicy::Allow, &[basic]).unwrap(), "Basic YWRtaW46cHc=");
-    assert_eq!(pick(BasicPolicy::Refuse, &[basic]), Err(AuthFailure::NoUsableChallenge));
+    assert_eq!(pick(BasicPolicy::Refuse, &[basic]), Err(AuthFailure::BasicNotAllowed), "RTSP-38");
     let unknown = "Digest realm=\"x\", nonce=\"y\", algorithm=SHA-512-256";
     assert_eq!(pick(BasicPolicy::Allow, &[unknown, "Negotiate"]), Err(AuthFailure::NoUsableChallenge));
     assert_eq!(pick(BasicPolicy::Allow, &[]), Err(AuthFailure::NoUsableChallenge));

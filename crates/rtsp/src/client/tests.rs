@@ -109,7 +109,7 @@ fn refused_credentials_end_the_attempt() {
         let request = match outputs(&mut client).pop() {
             Some(ClientOutput::Send(request)) => request,
             Some(ClientOutput::Failed(error)) => {
-                assert_eq!(error, ClientError::Unauthorized);
+                assert_eq!(error, ClientError::Unauthorized(AuthFailure::Rejected));
                 break;
             }
             other => panic!("{other:?}"),
@@ -132,7 +132,8 @@ fn a_challenge_without_credentials_is_unauthorised() {
     let challenge =
         answer(&describe, Status::UNAUTHORIZED).with("WWW-Authenticate", "Digest realm=\"r\", nonce=\"n\"");
     client.handle_response(now, challenge);
-    assert_eq!(outputs(&mut client), [ClientOutput::Failed(ClientError::Unauthorized)]);
+    let error = ClientError::Unauthorized(AuthFailure::NoCredentials);
+    assert_eq!(outputs(&mut client), [ClientOutput::Failed(error)]);
 }
 
 #[test]
