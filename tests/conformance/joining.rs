@@ -237,12 +237,19 @@ fn a_stopped_ffmpeg_goes_on_with_whole_pictures() -> Result<()> {
     })
     .with_context(|| format!("{}\n{}", reference.tail(), stopped.tail()))?;
     let before = dropped(&proxy, "big");
-    stopped.signal(Signal::SIGSTOP);
-    let overflow = wait_for("drops at the stopped viewer", Duration::from_secs(9), || {
-        (dropped(&proxy, "big") > before).then_some(())
-    });
-    stopped.signal(Signal::SIGCONT);
-    overflow.with_context(|| format!("{:?}", proxy.stream("big")))?;
+    // A writer that is stuck for 10 s is closed, so a stop is shorter; a busy machine may need a second one.
+    for _ in 0..3 {
+        stopped.signal(Signal::SIGSTOP);
+        wait_for("drops at the stopped viewer", Duration::from_secs(7), || {
+            (dropped(&proxy, "big") > before).then_some(())
+        })
+        .ok();
+        stopped.signal(Signal::SIGCONT);
+        if dropped(&proxy, "big") > before {
+            break;
+        }
+    }
+    ensure!(dropped(&proxy, "big") > before, "the stop was not noticed: {:?}", proxy.stream("big"));
     let at = sums(&stopped_sums).len();
     wait_for("pictures after the stop", PATIENCE, || (sums(&stopped_sums).len() > at + 60).then_some(()))
         .with_context(|| stopped.tail())?;
