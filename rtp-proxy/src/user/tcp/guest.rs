@@ -105,3 +105,39 @@ impl Guests {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(len: usize) -> impl Iterator<Item = (&'static [u8], Bytes)> {
+        std::iter::once((&[][..], Bytes::from(vec![0; len])))
+    }
+
+    #[test]
+    fn rtp_leaves_room_for_rtcp_and_both_for_what_binds_and_holds() {
+        let (queue, mut guests) = guest_queue();
+        let mut rtp = 0;
+        while queue.push_rtp(0, packet(100)).full == 0 {
+            rtp += 1;
+        }
+        assert_eq!(rtp, BATCHES - 2 * RESERVE);
+        let rtcp = || Guest::Rtcp { channel: 1, compound: Bytes::new() };
+        assert_eq!((0..BATCHES).filter(|_| queue.push(rtcp())).count(), RESERVE);
+        assert!(queue.push(Guest::Hold([0, 1])));
+        assert_eq!(guests.depth(), (BATCHES - RESERVE + 1) as u64);
+        assert_eq!(guests.dropped(), 1 + (BATCHES - RESERVE) as u64);
+        assert!(
+            matches!(guests.items.try_recv(), Ok(Guest::Rtp { channel: 0, frames }) if frames.len() == 1)
+        );
+    }
+
+    #[test]
+    fn rtp_is_bounded_by_bytes_until_it_was_taken_out() {
+        let (queue, guests) = guest_queue();
+        assert_eq!(queue.push_rtp(0, packet(BYTES)).packets, 1);
+        assert_eq!(queue.push_rtp(0, packet(1)).full, 1);
+        guests.give_room(BYTES);
+        assert_eq!(queue.push_rtp(0, packet(1)).packets, 1);
+    }
+}
