@@ -63,8 +63,14 @@ fn every_quirk_camera_plays() -> Result<()> {
             let player = scene::PLAYERS[(number + round) % scene::PLAYERS.len()];
             viewers.push(scene::watch(&scratch, &quirk.name(), &proxy.url(&quirk.name()), player, &film)?);
         }
-        for (viewer, (quirk, camera)) in viewers.into_iter().zip(some) {
-            scene::judge(&film, viewer).with_context(|| format!("{quirk:?}: {:?}", camera.findings()))?;
+        for (mut viewer, (quirk, camera)) in viewers.into_iter().zip(some) {
+            if let Err(error) = viewer.wait_for_frames(scene::FRAMES, PATIENCE * 2) {
+                panic!("{quirk:?}: {error:#}, {:?}, {:?}", camera.findings(), proxy.stream(&quirk.name()));
+            }
+            if let Err(error) = scene::judge(&film, viewer) {
+                // A panic keeps the logs.
+                panic!("{quirk:?}: {error:#}, {:?}, {:?}", camera.findings(), proxy.stream(&quirk.name()));
+            }
             let (faults, acted) = camera.findings();
             ensure!(faults.is_empty(), "{quirk:?}: {faults:?}");
             ensure!(acted > 0, "{quirk:?}: the rule never acted, so nothing was proved");

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::camera::{Stage, Transport};
 use crate::fixture::{FRAME_RATE, Profile, SoundOracle, checksums, read_samples, run_ffmpeg};
+use crate::lab::Node;
 use crate::process::{Launch, Process, wait_for};
 
 /// A player.
@@ -72,8 +73,12 @@ pub struct Viewer {
     pub process: Process,
     watch: Watch,
     folder: PathBuf,
+    node: Option<Node>,
     interrupted: bool,
 }
+
+/// After so long without a frame a gst-launch is taken to have linked its pads wrongly.
+const UNLINKED: Duration = Duration::from_secs(8);
 
 /// What a viewer decoded.
 #[derive(Debug, Clone, Default)]
@@ -106,13 +111,30 @@ impl Viewer {
     /// Starts the player.
     pub fn start(stage: Stage<'_>, watch: Watch) -> Result<Self> {
         let folder = stage.scratch.to_owned();
-        let launch = match watch.player {
-            Player::Ffmpeg => ffmpeg(stage, &watch),
-            Player::Rtspsrc => rtspsrc(stage, &watch),
-            Player::Mpv => mpv(stage, &watch),
-            Player::Retina => retina(stage, &watch)?,
-        };
-        Ok(Self { process: launch.start(&folder)?, watch, folder, interrupted: false })
+        let process = launch(stage, &watch)?.start(&folder)?;
+        Ok(Self { process, watch, folder, node: stage.node.cloned(), interrupted: false })
+    }
+
+    /// gst-launch links rtspsrc's pads from the threads that add them: when picture and sound begin at the
+    /// same moment it may link neither, says nothing and receives for ever. Starting it again is no help to
+    /// a proxy that sends nothing: that fails every time.
+    fn relaunch_unlinked(&mut self) -> Result<()> {
+        if self.watch.player != Player::Rtspsrc {
+            return Ok(());
+        }
+        for _ in 0..2 {
+            let begun = wait_for("a first frame", UNLINKED, || {
+                (!self.process.is_running() || self.frames() > 0).then_some(())
+            });
+            if begun.is_ok() {
+                break;
+            }
+            eprintln!("{}: no frame, started again", self.watch.name);
+            self.process.kill();
+            let stage = Stage { scratch: &self.folder, node: self.node.as_ref() };
+            self.process = launch(stage, &self.watch)?.start(&self.folder)?;
+        }
+        Ok(())
     }
 
     /// What it was asked to play.
@@ -160,6 +182,7 @@ impl Viewer {
 
     /// Waits until so many frames are decoded. Fails when the player ends before.
     pub fn wait_for_frames(&mut self, frames: usize, limit: Duration) -> Result<()> {
+        self.relaunch_unlinked()?;
         let mut ended = false;
         let what = format!("{} to decode {frames} frames", self.watch.name);
         let done = wait_for(&what, limit, || {
@@ -245,6 +268,15 @@ impl Viewer {
         }
         Ok(())
     }
+}
+
+fn launch(stage: Stage<'_>, watch: &Watch) -> Result<Launch> {
+    Ok(match watch.player {
+        Player::Ffmpeg => ffmpeg(stage, watch),
+        Player::Rtspsrc => rtspsrc(stage, watch),
+        Player::Mpv => mpv(stage, watch),
+        Player::Retina => retina(stage, watch)?,
+    })
 }
 
 fn with_credentials(watch: &Watch) -> String {
