@@ -71,6 +71,32 @@ fn players_log_in_with_digest_and_are_refused_with_a_wrong_password() -> Result<
     Ok(())
 }
 
+/// Case 13: ffmpeg publishes with the login in its URL by both transports, and not with a wrong one.
+#[test]
+fn ffmpeg_publishes_with_digest_and_is_refused_with_a_wrong_password() -> Result<()> {
+    let test = "ffmpeg_publishes_with_digest_and_is_refused_with_a_wrong_password";
+    if !scene::programs(test) {
+        return Ok(());
+    }
+    let (scratch, film, camera) = (Scratch::new("log-in")?, scene::film()?, FakeCamera::start()?);
+    let proxy = guarded(&scratch, &camera.url("one"))?;
+    let url = |name: &str, password: &str| {
+        proxy.url(name).replacen("rtsp://", &format!("rtsp://{USER}:{password}@"), 1)
+    };
+    for transport in Transport::ALL {
+        let name = format!("film-{}", transport.name());
+        let stage = Stage::here(scratch.path());
+        let publisher = camera::publish_with_ffmpeg(stage, &name, &film, &url(&name, PASSWORD), transport)?;
+        proxy.wait_for_media(&name, 2, PATIENCE).with_context(|| publisher.tail())?;
+    }
+    let stage = Stage::here(scratch.path());
+    let mut stranger =
+        camera::publish_with_ffmpeg(stage, "stranger", &film, &url("mine", "wrong"), Transport::Tcp)?;
+    stranger.wait(PATIENCE * 2).context("a stranger must be refused")?;
+    ensure!(proxy.stream("mine").is_none(), "{}", stranger.tail());
+    Ok(())
+}
+
 /// curl's own Digest needs a 401, and OPTIONS, all that it can send, is answered before authentication
 /// (RTSP-9): it must get 200 with and without a login.
 #[test]
