@@ -143,7 +143,10 @@ fn a_461_moves_both_players_to_tcp_on_the_same_connection() -> Result<()> {
     let (scratch, film) = (Scratch::new("461")?, scene::film()?);
     let camera = scene::gst_camera(&scratch, &film, &GstCamera::default())?;
     let proxy = scene::pulling(&scratch, &[("cam", camera.url.clone(), None)], &[])?;
-    for player in [Player::Ffmpeg, Player::Rtspsrc] {
+    // gst-launch links the pads of rtspsrc late and now and then not at all: then it is started again, and
+    // says nothing of the proxy. One that never gets a frame still fails.
+    let mut tries = vec![Player::Rtspsrc, Player::Rtspsrc, Player::Rtspsrc, Player::Ffmpeg];
+    while let Some(player) = tries.pop() {
         let talk = Arc::new(Mutex::new(Talk::default()));
         let of_rule = Arc::clone(&talk);
         let relay = Relay::start(scene::socket_address(&proxy.url("cam"))?, move || {
@@ -165,11 +168,16 @@ fn a_461_moves_both_players_to_tcp_on_the_same_connection() -> Result<()> {
             ),
         };
         let mut process = launch.start(scratch.path())?;
-        let frames = wait_for("frames", PATIENCE * 2, || {
-            let frames = checksums(&std::fs::read_to_string(&sums).unwrap_or_default());
+        let decoded = || checksums(&std::fs::read_to_string(&sums).unwrap_or_default());
+        let frames = wait_for("frames", PATIENCE, || {
+            let frames = decoded();
             (frames.len() > scene::FRAMES || !process.is_running()).then_some(frames)
-        })
-        .with_context(|| process.tail())?;
+        });
+        if frames.is_err() && decoded().is_empty() && tries.last() == Some(&player) {
+            continue;
+        }
+        let frames = frames.with_context(|| format!("{player:?} {}", process.tail()))?;
+        tries.retain(|other| *other != player);
         drop(process);
         let talk = talk.lock().unwrap_or_else(PoisonError::into_inner);
         let claim = Claim { frames: scene::FRAMES - 13, ..Claim::default() };
