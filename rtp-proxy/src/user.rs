@@ -23,7 +23,6 @@ use crate::stats::Snapshot;
 pub(crate) mod input_pair;
 mod io_buffers;
 mod leg;
-mod pace;
 mod stream;
 pub mod tcp;
 pub(crate) mod udp;

@@ -15,7 +15,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 use super::io_buffers::IoBuffers;
-use super::pace::Pace;
 use super::stream::Stream;
 use super::udp::{self, Bound};
 use super::worker::{Kind, Shared};
@@ -129,15 +128,11 @@ impl Route {
 }
 
 async fn receive(shared: Rc<Shared>, pair: Weak<InputPair>, socket: Rc<AsyncFd<UdpSocket>>, kind: Kind) {
-    let pace = RefCell::new(Pace::default());
-    // RTCP never comes in bursts.
-    let pace = (kind == Kind::Rtp).then_some(&pace);
     while let Ok(mut ready) = socket.readable().await {
         let Some(pair) = pair.upgrade() else { return };
         // Answering WouldBlock after a batch that emptied the socket spares the call that would only find
         // that out: what comes later raises readiness again.
-        let _ = ready.try_io(|socket| {
-            shared.receive(socket.get_ref(), pace, |now, io| pair.handle(now, kind, io, &shared))
-        });
+        let _ = ready
+            .try_io(|socket| shared.receive(socket.get_ref(), |now, io| pair.handle(now, kind, io, &shared)));
     }
 }

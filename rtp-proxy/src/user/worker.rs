@@ -65,8 +65,6 @@ pub(crate) struct Shared {
     guests_dropped: Cell<u64>,
     /// Some leg has packets that wait for one that is missing.
     reordered: Notify,
-    /// When this worker last waited for a burst.
-    paused: Cell<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -84,8 +82,6 @@ pub(crate) fn run(start: Start, commands: mpsc::Receiver<Command>) {
             let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
         }
     }
-    // The pauses below are as short as they say.
-    let _ = nix::sys::prctl::set_timerslack(1);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -119,7 +115,6 @@ async fn serve(start: Start, mut commands: mpsc::Receiver<Command>) {
         late_frames: Cell::default(),
         guests_dropped: Cell::default(),
         reordered: Notify::new(),
-        paused: Cell::default(),
     });
     if shared.index == 0 {
         for pair in [&shared.players.v4, &shared.players.v6].into_iter().flatten() {

@@ -66,7 +66,7 @@ impl Shared {
                 let mut overflow = 0;
                 while let Ok(mut ready) = socket.readable().await {
                     let _ = ready.try_io(|socket| {
-                        shared.receive(socket.get_ref(), None, |_, io| {
+                        shared.receive(socket.get_ref(), |_, io| {
                             if let Some(now) = io.receive.overflow() {
                                 shared.count_overflow(&mut overflow, now, name);
                             }

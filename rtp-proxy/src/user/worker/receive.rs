@@ -1,37 +1,26 @@
-//! Receiving in batches, and letting a burst arrive.
+//! Receiving in batches.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Shared;
 use crate::user::io_buffers::IoBuffers;
-use crate::user::pace::Pace;
 
 /// Full batches of one socket before others get a turn.
 const BATCHES: usize = 4;
-/// How long a burst is waited for: 32 packets of one `sendmmsg` over loopback, 40 of 1,200 bytes at line
-/// rate of a gigabit take less than twice that, and the wake-up has passed already.
-const PAUSE: Duration = Duration::from_micros(60);
-/// Least time between two pauses of a worker.
-const PAUSE_EVERY: Duration = Duration::from_micros(250);
 
 impl Shared {
-    /// Receives batches and has each handled. `WouldBlock` says that the socket is empty. With `pace`, a
-    /// burst is waited for once, so that it leaves in few calls, not packet by packet as it came.
+    /// Receives batches and has each handled. `WouldBlock` says that the socket is empty.
+    ///
+    /// A burst that is still arriving is not waited for: with a sleep of 60 us before the first look it left
+    /// by one receive and one send per leg, and the cost per copy did not change, since the second wake-up
+    /// costs what it saves (`docs/benchmarks.md`).
     pub(crate) fn receive(
         &self,
         socket: &impl AsRawFd,
-        pace: Option<&RefCell<Pace>>,
         mut handle: impl FnMut(Instant, &mut IoBuffers),
     ) -> io::Result<()> {
-        if let Some(pace) = pace {
-            let now = Instant::now();
-            if pace.borrow_mut().handle_wake(now) {
-                self.pause(now);
-            }
-        }
         for _ in 0..BATCHES {
             let mut io = self.io.borrow_mut();
             let emptied = match io.receive.recv(socket) {
@@ -40,29 +29,11 @@ impl Shared {
                 // An ICMP error of an earlier send: not the receiver's business.
                 Err(_) => continue,
             };
-            let now = Instant::now();
-            let received = io.receive.datagrams().len() as u32;
-            handle(now, &mut io);
-            drop(io);
-            let more = pace.is_some_and(|pace| pace.borrow_mut().handle_batch(now, received));
-            if !emptied {
-                continue;
-            }
-            if !more || !self.pause(now) {
+            handle(Instant::now(), &mut io);
+            if emptied {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
         }
         Ok(())
-    }
-
-    /// Pauses this thread, which serves other streams, too: so pauses are few, whatever arrives, and what
-    /// arrives meanwhile on other sockets leaves in larger batches for it. Returns whether it did.
-    fn pause(&self, now: Instant) -> bool {
-        let may = self.paused.get().is_none_or(|last| now.duration_since(last) >= PAUSE_EVERY);
-        if may {
-            self.paused.set(Some(now));
-            std::thread::sleep(PAUSE);
-        }
-        may
     }
 }
