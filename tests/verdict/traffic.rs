@@ -8,7 +8,7 @@ use aya::programs::tc::SchedClassifierLink;
 use aya::programs::xdp::XdpLink;
 use aya::programs::{SchedClassifier, TcAttachType};
 use msm_fastpath::limits::{COUNT_FORWARD, COUNT_UNPARSED};
-use msm_fastpath::{DropReason, FlowKind};
+use msm_fastpath::{DropReason, FlowKey, FlowKind};
 use msm_tests::lab::{Lab, Node};
 use msm_tests::privilege::{Need, granted};
 use nix::net::if_::if_nametoindex;
@@ -108,12 +108,26 @@ fn attached(net: &Network) -> Result<(usize, bool)> {
     Ok((tcx.len(), net.far.output("ip", &["-d", "link", "show", device])?.contains("prog/xdp")))
 }
 
-fn under_traffic(test: &str, attach: impl FnOnce(&mut Kernel, &str) -> Result<Link> + Send) -> Result<()> {
+/// The loaded programs and a network for them; `None` without the privilege.
+fn scene(test: &str) -> Result<Option<(Kernel, Network)>> {
     if !granted(test, &[Need::Namespaces]) {
-        return Ok(());
+        return Ok(None);
     }
-    let Some(mut kernel) = kernel(test)? else { return Ok(()) };
-    let net = network()?;
+    let Some(kernel) = kernel(test)? else { return Ok(None) };
+    Ok(Some((kernel, network()?)))
+}
+
+/// Admits the RTP of the sender at TCX of the receiver's end.
+fn admit_at_tcx(net: &Network, kernel: &mut Kernel) -> Result<(FlowKey, SchedClassifierLink)> {
+    let device = net.device.as_str();
+    let ifindex = net.far.inside(|| if_nametoindex(device))??;
+    let flow = key(5004, 8062, ifindex);
+    kernel.insert_flow(&flow, &entry(FlowKind::Rtp))?;
+    Ok((flow, net.far.inside(|| kernel.attach_tcx(device))??))
+}
+
+fn under_traffic(test: &str, attach: impl FnOnce(&mut Kernel, &str) -> Result<Link> + Send) -> Result<()> {
+    let Some((mut kernel, net)) = scene(test)? else { return Ok(()) };
     let device = net.device.as_str();
     let link = net.far.inside(|| attach(&mut kernel, device))??;
     let hooks = attached(&net)?;
@@ -152,16 +166,8 @@ fn xdp_on_a_veth_lets_only_admitted_packets_through() -> Result<()> {
 #[test]
 fn a_super_packet_is_judged_once_and_counted_by_its_segments() -> Result<()> {
     let test = "a_super_packet_is_judged_once_and_counted_by_its_segments";
-    if !granted(test, &[Need::Namespaces]) {
-        return Ok(());
-    }
-    let Some(mut kernel) = kernel(test)? else { return Ok(()) };
-    let net = network()?;
-    let device = net.device.as_str();
-    let ifindex = net.far.inside(|| if_nametoindex(device))??;
-    let flow = key(5004, 8062, ifindex);
-    kernel.insert_flow(&flow, &entry(FlowKind::Rtp))?;
-    let link = net.far.inside(|| kernel.attach_tcx(device))??;
+    let Some((mut kernel, net)) = scene(test)? else { return Ok(()) };
+    let (flow, link) = admit_at_tcx(&net, &mut kernel)?;
     let sender = net.near.inside(|| UdpSocket::bind("10.9.0.1:5004"))??;
     let receiver = net.far.inside(|| UdpSocket::bind("10.9.0.2:8062"))??;
     receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -188,15 +194,8 @@ fn a_super_packet_is_judged_once_and_counted_by_its_segments() -> Result<()> {
 #[test]
 fn raw_frames_cut_at_any_offset_pass_tcx() -> Result<()> {
     let test = "raw_frames_cut_at_any_offset_pass_tcx";
-    if !granted(test, &[Need::Namespaces]) {
-        return Ok(());
-    }
-    let Some(mut kernel) = kernel(test)? else { return Ok(()) };
-    let net = network()?;
-    let device = net.device.as_str();
-    let ifindex = net.far.inside(|| if_nametoindex(device))??;
-    kernel.insert_flow(&key(5004, 8062, ifindex), &entry(FlowKind::Rtp))?;
-    let link = net.far.inside(|| kernel.attach_tcx(device))??;
+    let Some((mut kernel, net)) = scene(test)? else { return Ok(()) };
+    let (_, link) = admit_at_tcx(&net, &mut kernel)?;
     let peer = net.peer.as_str();
     // The device's own multicast reports have extension headers and would count under the same heading.
     net.near.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"))??;
