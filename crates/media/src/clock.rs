@@ -82,6 +82,11 @@ impl Ntp {
         ((self.0 >> 32) as u32, self.0 as u32)
     }
 
+    /// Microseconds since 1900, rounded to the nearest.
+    pub fn micros(self) -> i64 {
+        ((u128::from(self.0) * 1_000_000 + (1 << 31)) >> 32) as i64
+    }
+
     /// Signed distance `self - earlier` in microseconds.
     pub fn micros_since(self, earlier: Self) -> i64 {
         let fractions = self.0.wrapping_sub(earlier.0) as i64;

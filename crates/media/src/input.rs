@@ -10,6 +10,7 @@
 //! it is often the start of the key frame at which video resumes.
 
 mod batch;
+mod splice;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ use crate::seq::SeqStep;
 use crate::stats::ReceiverStats;
 
 pub use batch::{Arrival, Batch, RunHead};
+use splice::Joint;
 
 /// Timestamp jump that is a restart when the next packet confirms it (RTP-7).
 pub const MAX_TIME_JUMP: Duration = Duration::from_secs(10);
@@ -118,6 +120,7 @@ pub struct TrackInput {
     admission: Admission,
     runs: u32,
     current: Option<RunHead>,
+    joint: Joint,
     stats: ReceiverStats,
     suspect: Option<Suspect>,
     suspect_bytes: Vec<u8>,
@@ -148,6 +151,7 @@ impl TrackInput {
             admission: Admission::any_ssrc(payload_types),
             runs: 0,
             current: None,
+            joint: Joint::default(),
             stats: ReceiverStats::new(now, config.clock),
             suspect: None,
             suspect_bytes: Vec::new(),
@@ -175,6 +179,8 @@ impl TrackInput {
         next.no_cname = self.no_cname;
         next.outputs = std::mem::take(&mut self.outputs);
         if next.config.clock == self.config.clock {
+            self.end_run();
+            next.joint = self.joint;
             next.stats = self.stats.clone();
             next.stats.end_run();
         }
@@ -213,6 +219,7 @@ impl TrackInput {
         }
         self.stats.note_time(now);
         batch.after = self.current;
+        self.follow(now);
         if !batch.arrivals().is_empty() {
             let quiet =
                 self.last_arrival.is_none_or(|last| now.saturating_duration_since(last) >= QUIET_AFTER);
@@ -334,6 +341,7 @@ impl TrackInput {
         let Some(first) = self.suspect.take() else { return Err(reason) };
         self.stats.end_run();
         self.switched_at = Some(now);
+        self.end_run();
         if let Some(before) = self.current.take() {
             self.output(InputOutput::Event(InputEvent::Switched { from: before.ssrc, to: ssrc }));
         }
@@ -378,6 +386,7 @@ impl TrackInput {
         self.current = Some(RunHead { run: self.runs, ssrc, head: Head { ext, ts, at: now } });
         self.down = self.early.take().filter(|early| early.info.ssrc == ssrc);
         self.down_is_new = self.down.is_some();
+        self.begin_timeline(now, ts);
     }
 
     /// Takes a compound from the source. What legs are to get of it is in [`Self::take_down`].

@@ -5,7 +5,6 @@
 
 use std::time::Instant;
 
-use crate::clock::ClockRate;
 use crate::drop::{DropReason, Drops};
 use crate::input::{Arrival, Batch, RunHead, TrackInput};
 use crate::project::{Head, Projection, ResumePolicy};
@@ -172,7 +171,7 @@ impl LegTrack {
             Some(mut projection) => {
                 if projection.run() != current.run {
                     // The source changed while the gate was shut: the leg's sequence and timeline go on.
-                    let out = self.continuation(&projection, now, clock);
+                    let out = self.continuation(&projection, now, input, (current.run, next_ts));
                     projection.splice(current.run, (next as u16, next_ts), out);
                     self.splicing = None;
                     self.sent.splices += 1;
@@ -217,9 +216,18 @@ impl LegTrack {
     }
 
     /// Where the sequence goes on after what left or was promised.
-    fn continuation(&self, projection: &Projection, now: Instant, clock: ClockRate) -> (u16, u32) {
+    fn continuation(
+        &self,
+        projection: &Projection,
+        now: Instant,
+        input: &TrackInput,
+        (run, ts): (u32, u32),
+    ) -> (u16, u32) {
         match &self.head {
-            Some(head) => projection.continuation(head, now, clock),
+            Some(head) => {
+                let due = input.shift(projection.run(), run).map(|shift| ts.wrapping_add(shift));
+                projection.continuation(head, now, input.clock(), due)
+            }
             // Unreachable in practice: a projection is made together with a head.
             None => (0, 0),
         }
@@ -239,14 +247,14 @@ impl LegTrack {
         let (Gate::Open { from }, Some(projection), Some(after)) =
             (self.gate, &self.projection, batch.after())
         else {
-            return self.handle_each(now, input.clock(), batch, edits);
+            return self.handle_each(now, input, batch, edits);
         };
         let plain = projection.is_transparent()
             && batch.one_run() == Some(projection.run())
             && batch.lowest() >= from
             && !(self.config.dedup && batch.duplicates() > 0);
         if !plain {
-            return self.handle_each(now, input.clock(), batch, edits);
+            return self.handle_each(now, input, batch, edits);
         }
         self.note_all(batch, after);
         Pass::All
@@ -259,12 +267,18 @@ impl LegTrack {
         self.head = Some(after.head);
     }
 
-    fn handle_each(&mut self, now: Instant, clock: ClockRate, batch: &Batch, edits: &mut Vec<Edit>) -> Pass {
+    fn handle_each(
+        &mut self,
+        now: Instant,
+        input: &TrackInput,
+        batch: &Batch,
+        edits: &mut Vec<Edit>,
+    ) -> Pass {
         if self.gate == Gate::Disabled {
             return Pass::Nothing;
         }
         for (index, arrival) in batch.arrivals().iter().enumerate() {
-            match self.take(now, clock, arrival) {
+            match self.take(now, input, arrival) {
                 Ok(mapped) => {
                     self.sent.packets += 1;
                     self.sent.octets += u64::from(arrival.payload_len);
@@ -289,7 +303,7 @@ impl LegTrack {
     fn take(
         &mut self,
         now: Instant,
-        clock: ClockRate,
+        input: &TrackInput,
         arrival: &Arrival,
     ) -> Result<crate::project::Mapped, DropReason> {
         let mut projection = match self.projection {
@@ -302,7 +316,7 @@ impl LegTrack {
             self.head = Some(here);
         } else if projection.run() != arrival.run {
             self.await_resume_point(now, arrival)?;
-            let out = self.continuation(&projection, now, clock);
+            let out = self.continuation(&projection, now, input, (arrival.run, arrival.ts));
             projection.splice(arrival.run, (arrival.seq, arrival.ts), out);
             self.projection = Some(projection);
             self.head = Some(here);

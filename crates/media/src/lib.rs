@@ -41,6 +41,7 @@ pub mod rtcp;
 pub mod rtp;
 pub mod seq;
 pub mod stats;
+pub mod timeline;
 
 pub use clock::{ClockRate, Ntp};
 pub use drop::DropReason;
@@ -52,6 +53,7 @@ pub use project::{Projection, ResumePolicy};
 pub use report::LegReport;
 pub use rtp::RtpView;
 pub use stats::ReceiverStats;
+pub use timeline::SourceClock;
 
 #[cfg(test)]
 mod testing;

@@ -128,13 +128,19 @@ impl Projection {
         self.edit = RtpEdit::projected(self.ssrc, out_seq.wrapping_sub(seq), out_ts.wrapping_sub(ts));
     }
 
-    /// Where the sequence continues after `sent`, the head of what left in the current run: the number
-    /// after the last one, and `last + round((now - t_last) * clock)`, at least one tick later, so that
-    /// the first frame of the new source is not taken for a part of the last one of the old (RTP-6).
-    pub fn continuation(&self, sent: &Head, now: Instant, clock: ClockRate) -> (u16, u32) {
+    /// Where leg and timeline continue after `sent`, the head of what left in the current run: the number
+    /// after the last one, and the time of `due`, the timestamp in the current run that the next packet has
+    /// by the bridge between both runs ([`crate::timeline`]). Without one `last + round((now - t_last) *
+    /// clock)`. At least one tick later in any case, so that the first frame of the new source is not taken
+    /// for a part of the last one of the old, and time never goes back (RTP-6).
+    pub fn continuation(&self, sent: &Head, now: Instant, clock: ClockRate, due: Option<u32>) -> (u16, u32) {
         let last = self.map(sent.ext as u16, sent.ts);
         let elapsed = clock.ticks(now.saturating_duration_since(sent.at)).max(1);
-        (last.seq.wrapping_add(1), last.ts.wrapping_add(elapsed as u32))
+        let by_clock = last.ts.wrapping_add(elapsed as u32);
+        let ts = due.map_or(by_clock, |due| due.wrapping_add(self.dts()));
+        // After half the range of timestamps there is no telling back from forward.
+        let is_back = elapsed < 1 << 31 && ts.wrapping_sub(last.ts) as i32 <= 0;
+        (last.seq.wrapping_add(1), if is_back { last.ts.wrapping_add(1) } else { ts })
     }
 }
 

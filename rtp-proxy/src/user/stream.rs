@@ -346,6 +346,14 @@ impl Stream {
             let packets = packets.iter().map(|piece| bytes.get(piece.range()).unwrap_or_default());
             track.media.handle_rtp(now, packets, batch);
         }
+        if track.media.is_joining(now) {
+            // What one track of a restarted source learns of its clock holds for all (RTP-6).
+            let found = track.media.source_clock();
+            for other in &mut self.tracks {
+                other.media.share_source_clock(found);
+            }
+        }
+        let Some(track) = self.tracks.get_mut(index) else { return 0 };
         let mut refused = 0;
         // Also of a batch that came in whole: a packet held before it may have been given up.
         if io.batch.drops().total() > 0 {

@@ -209,7 +209,7 @@ fn a_restart_between_the_promise_and_the_first_packet_keeps_the_promise() {
     let promised = leg.arm(rig.now, &rig.input).unwrap();
     rig.tick(3_000);
     let mut new = Source { ssrc: 0x2222, seq: 7, ts: 70 };
-    let out = rig.relay(&mut leg, &[new.frame(b"x"), new.frame(b"x")]);
+    let out = rig.relay(&mut leg, &[new.frame(b"x"), new.packet(b"x")]);
     let first = fields(&out)[0];
     assert_eq!((first.0, first.2), (promised.seq, promised.ssrc), "RTSP-31");
     assert_eq!(first.1.wrapping_sub(promised.rtptime), 3_000 * 90);

@@ -18,7 +18,7 @@ fn a_splice_continues_at_the_next_number_and_after_the_time_that_passed() {
     let now = start();
     let mut projection = Projection::transparent(1, 7);
     let sent = Head { ext: 0x1_ffff, ts: u32::MAX - 99, at: now };
-    let out = projection.continuation(&sent, now + ms(40), ClockRate::VIDEO);
+    let out = projection.continuation(&sent, now + ms(40), ClockRate::VIDEO, None);
     assert_eq!(out, (0, 3_500), "RTP-6: both wrap");
     projection.splice(2, (500, 1_000_000), out);
     assert!(!projection.is_transparent());
@@ -35,7 +35,7 @@ fn a_splice_without_time_passing_still_starts_another_frame() {
     let now = start();
     let projection = Projection::transparent(1, 7);
     let sent = Head { ext: 0x1_0000, ts: 10, at: now };
-    assert_eq!(projection.continuation(&sent, now, ClockRate::VIDEO), (1, 11));
+    assert_eq!(projection.continuation(&sent, now, ClockRate::VIDEO, None), (1, 11));
 }
 
 #[test]
