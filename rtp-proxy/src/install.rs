@@ -27,8 +27,10 @@ use crate::user::worker::{Command, Step, WorkerHandle};
 use crate::user::{UserEvent, WorkerConfig};
 
 mod ports;
+mod undo;
 
 use ports::KnownPair;
+use undo::{Opened, Pending};
 
 /// Longest wait for a worker or a connection to acknowledge, beyond what the operation itself may take.
 const ACK: Duration = Duration::from_secs(5);
@@ -73,15 +75,6 @@ struct State {
 /// Executes row and leg operations. Cheap to clone; all clones are the same executor.
 #[derive(Debug, Clone)]
 pub struct Installer(Rc<RefCell<State>>);
-
-/// What is still to be waited for.
-#[derive(Debug, Default)]
-struct Pending {
-    applied: Vec<oneshot::Receiver<Result<(), OpError>>>,
-    moved: Vec<oneshot::Receiver<Result<(), OpError>>>,
-    /// What to send, and to whom, if it fails.
-    undo: Vec<(usize, Step)>,
-}
 
 impl Installer {
     pub(crate) fn new(
@@ -144,11 +137,11 @@ impl Installer {
         let submitted = self.0.borrow_mut().submit_row(op);
         let this = self.clone();
         async move {
-            let (pending, stream, before) = submitted?;
-            let result = pending.settle(&this, ACK).await;
+            let RowSubmitted { pending, stream, opened } = submitted?;
+            let result = pending.settle().await;
             let mut state = this.0.borrow_mut();
             if let Err(error) = result {
-                state.take_back_row(stream, before);
+                state.take_back_row(stream, opened);
                 return Err(error);
             }
             Ok(state.row_state(stream))
@@ -167,27 +160,34 @@ impl Installer {
         async move {
             let gone = || OpError::Io("the worker has ended".to_owned());
             match submitted? {
-                Submitted::Attached { pending, leg, before, states } => {
-                    if let Err(error) = pending.settle(&this, ACK).await {
-                        let mut state = this.0.borrow_mut();
-                        match before {
-                            Some(spec) => state.legs.insert(leg, spec),
-                            None => state.legs.remove(&leg),
-                        };
-                        return Err(error);
+                Submitted::Attached { pending, worker, before, undo, states } => {
+                    let result = match pending.settle().await {
+                        Ok(()) => {
+                            let states = tokio::time::timeout(ACK, states).await;
+                            states.ok().and_then(Result::ok).map(LegState::Attached).ok_or_else(gone)
+                        }
+                        Err(error) => Err(error),
+                    };
+                    if result.is_err()
+                        && let LegOp::Attach(spec) = &op
+                    {
+                        this.0.borrow_mut().take_back_leg(worker, spec, before, undo);
                     }
-                    let states = tokio::time::timeout(ACK, states).await;
-                    states.ok().and_then(Result::ok).map(LegState::Attached).ok_or_else(gone)
+                    result
                 }
-                Submitted::Armed { wait, starts } => {
-                    // The worker answers in time; it drops the answer when the leg goes meanwhile.
+                Submitted::Armed { stream, worker, wait, starts } => {
+                    let leg = op.leg();
                     match tokio::time::timeout(wait + ACK, starts).await {
-                        Ok(Ok(starts)) => Ok(LegState::Armed(starts)),
-                        _ => Err(OpError::NotFound(format!("leg {}", op.leg()))),
+                        Ok(Ok(starts)) => return Ok(LegState::Armed(starts)),
+                        // The worker answers in time, unless the leg goes meanwhile or another arm comes.
+                        Ok(Err(_)) => {}
+                        // It may still get to it: no gate opens for a viewer who was told that none does.
+                        Err(_) => this.0.borrow().give_back(worker, vec![Step::PauseLeg { stream, leg }]),
                     }
+                    Err(OpError::NotFound(format!("leg {leg}")))
                 }
-                Submitted::Paused(pending) => pending.settle(&this, ACK).await.map(|()| LegState::Paused),
-                Submitted::Detached(pending) => pending.settle(&this, ACK).await.map(|()| LegState::Detached),
+                Submitted::Paused(pending) => pending.settle().await.map(|()| LegState::Paused),
+                Submitted::Detached(pending) => pending.settle().await.map(|()| LegState::Detached),
             }
         }
     }
@@ -196,11 +196,15 @@ impl Installer {
 enum Submitted {
     Attached {
         pending: Pending,
-        leg: LegId,
+        worker: usize,
         before: Option<LegSpec>,
+        /// What to send if it fails.
+        undo: Vec<Step>,
         states: oneshot::Receiver<Vec<msm_graph::LegTrackState>>,
     },
     Armed {
+        stream: StreamId,
+        worker: usize,
         wait: Duration,
         starts: oneshot::Receiver<Vec<msm_graph::LegStart>>,
     },
@@ -208,31 +212,11 @@ enum Submitted {
     Detached(Pending),
 }
 
-impl Pending {
-    /// Waits for everything; undoes in reverse if something failed.
-    async fn settle(self, installer: &Installer, patience: Duration) -> Result<(), OpError> {
-        let mut failure = None;
-        for ack in self.moved.into_iter().chain(self.applied) {
-            let result = match tokio::time::timeout(patience, ack).await {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) => Err(OpError::NotFound("the connection ended meanwhile".to_owned())),
-                Err(_) => Err(OpError::Io("no acknowledgement in time".to_owned())),
-            };
-            failure = failure.or(result.err());
-        }
-        let Some(error) = failure else { return Ok(()) };
-        let state = installer.0.borrow();
-        for (worker, step) in self.undo.into_iter().rev() {
-            let (answer, _) = oneshot::channel();
-            if let Some(worker) = state.workers.get(worker) {
-                let _ = worker.send(Command::Apply { steps: vec![step], answer });
-            }
-        }
-        Err(error)
-    }
+struct RowSubmitted {
+    pending: Pending,
+    stream: StreamId,
+    opened: Opened,
 }
-
-type RowSubmitted = (Pending, StreamId, Option<Row>);
 
 impl State {
     fn submit_row(&mut self, op: RowOp) -> Result<RowSubmitted, OpError> {
@@ -260,13 +244,11 @@ impl State {
         let homes = self.homeless(&changes);
         let mut pairs = known.map(|known| known.pairs.clone()).unwrap_or_default();
         let old_row = known.map(|known| known.row.clone());
+        let mut opened = Opened { stream: known.is_none(), inputs: Vec::new() };
         let mut released = Vec::new();
         let mut acquired = Vec::new();
         let mut steps = Vec::with_capacity(changes.len());
         for change in &changes {
-            if let Some(step) = change.undo().and_then(|undone| self.step_of(stream, worker, undone)) {
-                pending.undo.push((worker, step));
-            }
             if let FlowChange::CloseInput { track, .. }
             | FlowChange::OpenInput { input: InputRow { track, .. }, .. } = change
                 && let Some(pair) = pairs.remove(track)
@@ -275,15 +257,13 @@ impl State {
             }
             if let FlowChange::OpenInput { input, .. } = change {
                 let (step, pair) = match self.open_input(stream, worker, input.clone()) {
-                    Ok(opened) => opened,
+                    Ok(taken) => taken,
                     Err(error) => {
-                        // Nothing has been queued: what was opened for it closes here.
-                        for (pair, peer) in acquired {
-                            self.release(pair, peer);
-                        }
+                        self.release_all(acquired);
                         return Err(error);
                     }
                 };
+                opened.inputs.push(input.clone());
                 if let Some((pair, peer)) = pair {
                     pairs.insert(input.track, pair);
                     acquired.push((pair, Some(peer)));
@@ -293,47 +273,26 @@ impl State {
                 steps.push(step);
             }
         }
+        if let Err(error) = self.apply(worker, steps, &mut pending) {
+            // Nothing has been queued: the sockets went with the steps, what is known of them goes here.
+            self.release_all(acquired);
+            return Err(error);
+        }
         self.relocate(homes, worker, &mut pending);
-        if !steps.is_empty() {
-            self.apply(worker, steps, &mut pending)?;
-        }
-        for (pair, peer) in released {
-            self.release(pair, peer);
-        }
-        let before = self.streams.insert(stream, KnownStream { row, worker, unused, pairs });
-        Ok((pending, stream, before.map(|known| known.row)))
+        self.release_all(released);
+        self.streams.insert(stream, KnownStream { row, worker, unused, pairs });
+        Ok(RowSubmitted { pending, stream, opened })
     }
 
     fn remove_row(&mut self, stream: StreamId) -> Result<RowSubmitted, OpError> {
         let mut pending = Pending::default();
         if let Some(known) = self.streams.remove(&stream) {
-            for (track, pair) in &known.pairs {
-                self.release(*pair, peer_of(Some(&known.row), *track));
-            }
+            let uses = known.pairs.iter().map(|(track, pair)| (*pair, peer_of(Some(&known.row), *track)));
+            self.release_all(uses.collect());
             self.legs.retain(|_, spec| spec.stream != stream);
             self.apply(known.worker, vec![Step::CloseStream(stream)], &mut pending)?;
         }
-        Ok((pending, stream, None))
-    }
-
-    /// After a failure: what was opened has been undone, so inputs that were not there before are not
-    /// there now.
-    fn take_back_row(&mut self, stream: StreamId, before: Option<Row>) {
-        let Some(known) = self.streams.get_mut(&stream) else { return };
-        let kept = before.as_ref().map_or(&[][..], |before| &before.inputs);
-        let (kept, gone): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut known.row.inputs).into_iter().partition(|input| kept.contains(input));
-        known.row.inputs = kept;
-        for input in gone {
-            let pair = self.streams.get_mut(&stream).and_then(|known| known.pairs.remove(&input.track));
-            if let Some(pair) = pair {
-                self.release(pair, udp_peer(&input));
-            }
-        }
-        if before.is_none() {
-            self.streams.remove(&stream);
-            self.legs.retain(|_, spec| spec.stream != stream);
-        }
+        Ok(RowSubmitted { pending, stream, opened: Opened::default() })
     }
 
     fn row_state(&self, stream: StreamId) -> RowState {
@@ -370,32 +329,27 @@ impl State {
             let wait = Duration::from_millis(u64::from(*wait_millis));
             let (answer, starts) = oneshot::channel();
             self.command(worker, Command::Arm { stream, leg, wait, answer })?;
-            return Ok(Submitted::Armed { wait, starts });
+            return Ok(Submitted::Armed { stream, worker, wait, starts });
         }
-        for change in &changes {
-            if let Some(step) = change.undo().and_then(|undone| self.step_of(stream, worker, undone)) {
-                pending.undo.push((worker, step));
-            }
+        let mut steps_of = |changes: Vec<FlowChange>| -> Vec<Step> {
+            changes.into_iter().filter_map(|change| self.step_of(stream, worker, change)).collect()
+        };
+        let undo = steps_of(plan::undo(&changes));
+        let steps = steps_of(changes);
+        if matches!(op, LegOp::Detach { .. }) {
+            self.legs.remove(&leg);
         }
-        let mut steps = Vec::with_capacity(changes.len());
-        for change in changes {
-            steps.extend(self.step_of(stream, worker, change));
-        }
+        self.apply(worker, steps, &mut pending)?;
         self.relocate(homes, worker, &mut pending);
-        if !steps.is_empty() {
-            self.apply(worker, steps, &mut pending)?;
-        }
         match op {
             LegOp::Attach(spec) => {
-                let (answer, states) = oneshot::channel();
-                self.command(worker, Command::LegStates { stream, leg, answer })?;
                 let before = self.legs.insert(leg, spec.clone());
-                Ok(Submitted::Attached { pending, leg, before, states })
+                let (answer, states) = oneshot::channel();
+                // It opens nothing, and what was queued before it is known to stand by its answer.
+                self.deliver(worker, Command::LegStates { stream, leg, answer });
+                Ok(Submitted::Attached { pending, worker, before, undo, states })
             }
-            LegOp::Detach { .. } => {
-                self.legs.remove(&leg);
-                Ok(Submitted::Detached(pending))
-            }
+            LegOp::Detach { .. } => Ok(Submitted::Detached(pending)),
             LegOp::Arm { .. } | LegOp::Pause { .. } => Ok(Submitted::Paused(pending)),
         }
     }
@@ -476,9 +430,27 @@ impl State {
         }
     }
 
+    /// Queues a command that must not be lost; a dead worker has nothing to give back.
+    fn deliver(&self, worker: usize, command: Command) {
+        if let Some(handle) = self.workers.get(worker) {
+            let _ = handle.deliver(command);
+        }
+    }
+
+    /// Queues steps. A full queue refuses them all, but only if one of them opens something: then nothing has
+    /// changed when this returns.
     fn apply(&self, worker: usize, steps: Vec<Step>, pending: &mut Pending) -> Result<(), OpError> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let opens = steps.iter().any(Step::opens);
         let (answer, done) = oneshot::channel();
-        self.command(worker, Command::Apply { steps, answer })?;
+        let command = Command::Apply { steps, answer };
+        if opens {
+            self.command(worker, command)?;
+        } else {
+            self.deliver(worker, command);
+        }
         pending.applied.push(done);
         Ok(())
     }
@@ -499,7 +471,9 @@ impl State {
                 };
                 Step::OpenLegTrack { stream, leg, track, guest }
             }
-            FlowChange::CloseLegTrack { leg, track } => Step::CloseLegTrack { stream, leg, track },
+            FlowChange::CloseLegTrack { leg, track } => {
+                Step::CloseLegTrack { stream, leg, track: track.track }
+            }
             FlowChange::PauseLeg { leg } => Step::PauseLeg { stream, leg },
             FlowChange::CloseLeg { leg, bye } => Step::CloseLeg { stream, leg, bye },
             FlowChange::OpenInput { .. } | FlowChange::ArmLeg { .. } => return None,
@@ -517,3 +491,6 @@ fn udp_peer(input: &InputRow) -> Option<IpAddr> {
 fn peer_of(row: Option<&Row>, track: TrackId) -> Option<IpAddr> {
     row?.inputs.iter().find(|input| input.track == track).and_then(udp_peer)
 }
+
+#[cfg(test)]
+mod tests;

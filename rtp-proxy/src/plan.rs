@@ -62,8 +62,8 @@ pub enum FlowChange {
     CloseLegTrack {
         /// The leg.
         leg: LegId,
-        /// The track.
-        track: TrackId,
+        /// The track, as it was attached.
+        track: LegTrack,
     },
     /// Open the gates of a leg with the next packets.
     ArmLeg {
@@ -87,25 +87,40 @@ pub enum FlowChange {
 }
 
 impl FlowChange {
-    /// What takes this step back, where that is possible: what was closed stays closed.
-    pub fn undo(&self) -> Option<Self> {
+    /// What takes this step back, where that is possible.
+    fn undo(&self) -> Option<Self> {
         match self {
             Self::OpenStream { stream } => Some(Self::CloseStream { stream: *stream }),
             Self::OpenInput { stream, input } => {
                 Some(Self::CloseInput { stream: *stream, track: input.track })
             }
             Self::OpenLeg { spec } => Some(Self::CloseLeg { leg: spec.leg, bye: false }),
-            Self::OpenLegTrack { leg, track } => Some(Self::CloseLegTrack { leg: *leg, track: track.track }),
+            Self::OpenLegTrack { leg, track } => {
+                Some(Self::CloseLegTrack { leg: *leg, track: track.clone() })
+            }
+            Self::CloseLegTrack { leg, track } => {
+                Some(Self::OpenLegTrack { leg: *leg, track: track.clone() })
+            }
             Self::ArmLeg { leg, .. } => Some(Self::PauseLeg { leg: *leg }),
             Self::Describe { .. }
             | Self::RetargetInput { .. }
             | Self::CloseInput { .. }
             | Self::CloseStream { .. }
-            | Self::CloseLegTrack { .. }
             | Self::PauseLeg { .. }
             | Self::CloseLeg { .. } => None,
         }
     }
+}
+
+/// What takes these steps back, in the order in which to do it. What was closed stays closed, but for a track
+/// of a leg that was to be replaced: its viewer was told that the SETUP failed and has the old one still.
+pub fn undo(changes: &[FlowChange]) -> Vec<FlowChange> {
+    let opened = |leg: LegId, track: TrackId| {
+        let opens = |change: &FlowChange| matches!(change, FlowChange::OpenLegTrack { leg: of, track: new } if *of == leg && new.track == track);
+        changes.iter().any(opens)
+    };
+    let stays_closed = |change: &FlowChange| matches!(change, FlowChange::CloseLegTrack { leg, track } if !opened(*leg, track.track));
+    changes.iter().rev().filter(|change| !stays_closed(change)).filter_map(FlowChange::undo).collect()
 }
 
 /// Steps from `known`, the row in force, to `desired`.
@@ -173,7 +188,7 @@ pub fn plan_leg(known: Option<&LegSpec>, op: &LegOp) -> Result<Vec<FlowChange>, 
             let gone = known.tracks.iter().filter(|old| !spec.tracks.contains(old));
             let new = spec.tracks.iter().filter(|new| !known.tracks.contains(new));
             Ok(gone
-                .map(|old| FlowChange::CloseLegTrack { leg, track: old.track })
+                .map(|old| FlowChange::CloseLegTrack { leg, track: old.clone() })
                 .chain(new.map(|t| FlowChange::OpenLegTrack { leg, track: t.clone() }))
                 .collect())
         }

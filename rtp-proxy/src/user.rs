@@ -30,6 +30,9 @@ pub(crate) mod worker;
 
 use worker::{Command, WorkerHandle};
 
+/// How long the threads get to end: the process has two seconds for everything after SIGTERM.
+const JOIN: Duration = Duration::from_millis(300);
+
 /// What the data path tells the control thread.
 #[derive(Debug)]
 pub enum UserEvent {
@@ -241,21 +244,32 @@ impl Workers {
         }
     }
 
-    /// Ends the threads; waits a second for them at most.
+    /// Ends the threads. One that does not end soon is named in the log and left to the end of the process.
     pub fn stop(self) {
         for handle in &self.handles {
-            let _ = handle.send(Command::Stop);
+            let _ = handle.deliver(Command::Stop);
         }
-        let deadline = Instant::now() + Duration::from_secs(1);
-        for thread in self.threads {
-            while !thread.is_finished() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            if thread.is_finished() {
-                let _ = thread.join();
-            }
+        for worker in join_within(self.threads, JOIN) {
+            tracing::warn!(event = "worker.stuck", worker);
         }
     }
+}
+
+/// Joins threads until `patience` is over; returns the names of those that did not end.
+fn join_within(threads: Vec<JoinHandle<()>>, patience: Duration) -> Vec<String> {
+    let deadline = Instant::now() + patience;
+    let mut stuck = Vec::new();
+    for thread in threads {
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if thread.is_finished() {
+            let _ = thread.join();
+        } else {
+            stuck.push(thread.thread().name().unwrap_or("unnamed").to_owned());
+        }
+    }
+    stuck
 }
 
 /// Cores that this process may run on; a container or `taskset` may have left it few.
@@ -305,4 +319,19 @@ pub(crate) fn buffer_warning(socket: &str, granted: usize, wanted: usize) -> Opt
             wanted * 2
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_does_not_end_is_named_and_left() {
+        let (release, stuck) = std::sync::mpsc::channel::<()>();
+        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let stuck = named("data-0").spawn(move || assert!(stuck.recv().is_err())).unwrap();
+        let quick = named("data-1").spawn(|| {}).unwrap();
+        assert_eq!(join_within(vec![stuck, quick], JOIN), ["data-0"]);
+        drop(release);
+    }
 }

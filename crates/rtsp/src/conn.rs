@@ -547,9 +547,12 @@ impl Conn {
         }
     }
 
-    /// Keeps frames of these channels in the queue until [`Conn::release_media`] (RTSP-44).
+    /// Keeps frames of these channels in the queue until [`Conn::release_media`] (RTSP-44). Frames that were
+    /// held already are dropped: the response that was to name the first of them was not given.
     pub fn hold_media(&mut self, channels: &[u8]) {
         let channels = ChannelSet::of(channels);
+        self.rtcp.clear_held(channels);
+        self.rtp.clear_held(channels);
         self.hold = self.hold.union(channels);
         self.release = self.release.without(channels);
     }
@@ -696,7 +699,7 @@ impl Conn {
         self.closing.get_or_insert(now);
         self.pending = (Pending::Nothing, 0, now);
         self.rtp.clear(ChannelSet::ALL, self.offered.rtp);
-        self.rtcp.clear_held();
+        self.rtcp.clear_held(ChannelSet::ALL);
     }
 
     /// Closing and everything due is written: the owner closes the socket.

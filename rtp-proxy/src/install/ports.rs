@@ -21,7 +21,7 @@ pub(super) struct KnownPair {
 }
 
 /// A step that opens an input, and the pair it took.
-pub(super) type Opened = (Step, Option<(PairId, IpAddr)>);
+type Taken = (Step, Option<(PairId, IpAddr)>);
 
 impl State {
     /// Finds or opens what an input needs.
@@ -30,7 +30,7 @@ impl State {
         stream: StreamId,
         worker: usize,
         input: InputRow,
-    ) -> Result<Opened, OpError> {
+    ) -> Result<Taken, OpError> {
         let (peer, local) = match &input.encap {
             Encap::Udp { peer, local, .. } => (peer.to_canonical(), local.to_canonical()),
             Encap::Interleaved { conn, .. } => {
@@ -76,13 +76,20 @@ impl State {
     }
 
     /// An address no longer uses a pair; the last one closes it, as the worker does on its side.
-    pub(super) fn release(&mut self, id: PairId, peer: Option<IpAddr>) {
+    fn release(&mut self, id: PairId, peer: Option<IpAddr>) {
         let Some(index) = self.pairs.iter().position(|pair| pair.id == id) else { return };
         if let Some(pair) = self.pairs.get_mut(index) {
             pair.peers.retain(|known| Some(*known) != peer);
             if pair.peers.is_empty() {
                 self.pairs.swap_remove(index);
             }
+        }
+    }
+
+    /// The same for many.
+    pub(super) fn release_all(&mut self, uses: Vec<(PairId, Option<IpAddr>)>) {
+        for (id, peer) in uses {
+            self.release(id, peer);
         }
     }
 }

@@ -77,7 +77,7 @@ fn names(changes: &[FlowChange]) -> Vec<String> {
             FlowChange::CloseStream { .. } => "close stream".to_owned(),
             FlowChange::OpenLeg { .. } => "open leg".to_owned(),
             FlowChange::OpenLegTrack { track, .. } => format!("open leg track {}", track.track),
-            FlowChange::CloseLegTrack { track, .. } => format!("close leg track {track}"),
+            FlowChange::CloseLegTrack { track, .. } => format!("close leg track {}", track.track),
             FlowChange::ArmLeg { .. } => "arm".to_owned(),
             FlowChange::PauseLeg { .. } => "pause".to_owned(),
             FlowChange::CloseLeg { bye, .. } => format!("close leg, bye {bye}"),
@@ -184,13 +184,24 @@ fn a_leg_never_changes_its_stream() {
 
 #[test]
 fn everything_that_opens_can_be_undone() {
-    for change in plan_row(None, &row(vec![udp(0, 1, None)])) {
-        let undone = change.undo();
-        assert_eq!(undone.is_none(), matches!(change, FlowChange::Describe { .. }), "{change:?}");
-    }
-    for change in plan_leg(None, &LegOp::Attach(spec(vec![leg_track(0, 4000)]))).unwrap() {
-        assert!(change.undo().is_some(), "{change:?}");
-    }
+    let changes = plan_row(None, &row(vec![udp(0, 1, None)]));
+    assert_eq!(names(&undo(&changes)), ["close input 0", "close stream"]);
+    let changes = plan_leg(None, &LegOp::Attach(spec(vec![leg_track(0, 4000)]))).unwrap();
+    assert_eq!(names(&undo(&changes)), ["close leg track 0", "close leg, bye false"]);
+}
+
+#[test]
+fn a_track_that_was_to_be_replaced_comes_back_as_it_was() {
+    // RTSP-19.
+    let (first, moved) = (spec(vec![leg_track(0, 4000)]), spec(vec![leg_track(0, 5000)]));
+    let changes = plan_leg(Some(&first), &LegOp::Attach(moved)).unwrap();
+    let undone = undo(&changes);
+    assert_eq!(names(&undone), ["close leg track 0", "open leg track 0"]);
+    let leg = first.leg;
+    assert_eq!(undone[1], FlowChange::OpenLegTrack { leg, track: leg_track(0, 4000) });
+    // One that was to go stays away.
+    let changes = plan_leg(Some(&first), &LegOp::Attach(spec(vec![]))).unwrap();
+    assert_eq!(undo(&changes), []);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
-use msm_graph::TrackId;
+use msm_graph::{StreamId, TrackId};
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
@@ -26,6 +26,7 @@ pub(crate) struct PairId(pub(crate) u64);
 #[derive(Debug, Clone)]
 struct Route {
     peer: IpAddr,
+    id: StreamId,
     stream: Weak<RefCell<Stream>>,
     track: TrackId,
 }
@@ -71,16 +72,18 @@ impl InputPair {
     }
 
     /// Serves a camera address from now on; it replaces one that was served for it before.
-    pub(crate) fn add_route(&self, peer: IpAddr, stream: Weak<RefCell<Stream>>, track: TrackId) {
+    pub(crate) fn add_route(&self, peer: IpAddr, stream: &Rc<RefCell<Stream>>, track: TrackId) {
+        let id = stream.borrow().id;
         let mut routes = self.routes.borrow_mut();
         routes.retain(|route| route.peer != peer);
-        routes.push(Route { peer, stream, track });
+        routes.push(Route { peer, id, stream: Rc::downgrade(stream), track });
     }
 
-    /// Serves a camera address no longer. Returns whether nobody is left.
-    pub(crate) fn remove_route(&self, peer: IpAddr) -> bool {
+    /// Serves a camera address no longer for this track; one that has taken it over meanwhile keeps it.
+    /// Returns whether nobody is left.
+    pub(crate) fn remove_route(&self, peer: IpAddr, stream: StreamId, track: TrackId) -> bool {
         let mut routes = self.routes.borrow_mut();
-        routes.retain(|route| route.peer != peer);
+        routes.retain(|route| route.peer != peer || route.id != stream || route.track != track);
         routes.is_empty()
     }
 

@@ -223,6 +223,15 @@ impl LegOut {
         }
     }
 
+    /// The gate shuts: nor is sent what waits for the connection. A later PLAY names the first packet that
+    /// follows its response (RTSP-31), and what was held for an earlier one would stand before it.
+    pub(crate) fn forget_waiting(&mut self) {
+        if let Way::Channels { conn, rtp, rtcp, order } = &mut self.way {
+            order.reset();
+            conn.clear([*rtp, *rtcp]);
+        }
+    }
+
     fn send_released(&mut self, released: Vec<Frame>, now: Instant) {
         let frames = released.iter().map(|(head, tail)| {
             let head = head.as_ref().map_or(&[][..], |head| head);

@@ -135,6 +135,8 @@ impl Stream {
                 }
             });
         }
+        // A leg never ends because its source is away: the track may come back.
+        self.tracks.extend(old.into_iter().filter(|track| !track.legs.is_empty()));
     }
 
     fn index(&self, track: TrackId) -> Option<usize> {
@@ -197,11 +199,10 @@ impl Stream {
         }
     }
 
-    pub(crate) fn open_leg_track(&mut self, track: TrackId, out: LegOut) -> bool {
-        let Some(known) = self.track_mut(track) else { return false };
+    pub(crate) fn open_leg_track(&mut self, track: TrackId, out: LegOut) {
+        let Some(known) = self.track_mut(track) else { return };
         known.legs.retain(|other| other.leg != out.leg);
         known.legs.push(out);
-        true
     }
 
     pub(crate) fn close_leg_track(&mut self, leg: LegId, track: TrackId) -> Option<LegOut> {
@@ -325,7 +326,7 @@ impl Stream {
         self.arming.retain(|arming| arming.leg != leg);
         for (_, _, out) in self.outs(leg) {
             out.media.pause();
-            out.forget_order();
+            out.forget_waiting();
             out.state = GateState::Paused;
         }
     }

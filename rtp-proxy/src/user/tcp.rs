@@ -32,8 +32,8 @@ mod guest;
 mod handle;
 mod slot;
 
-use guest::Guest;
 pub(crate) use guest::GuestQueue;
+use guest::{Guest, Guests};
 use handle::ConnCommand;
 pub use handle::ConnHandle;
 use slot::{Binding, Inbox};
@@ -116,10 +116,9 @@ async fn run(parts: ConnParts, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
             let failed = match stream.into_std() {
                 Ok(stream) => {
                     let parts = ConnParts { id, peer, stream, conn, early, inbox };
-                    worker
-                        .send(Command::AdoptConn(Box::new(parts), ack))
-                        .err()
-                        .map(|_| "worker is gone".to_owned())
+                    // What its channels are for has been queued there already.
+                    let adopted = worker.deliver(Command::AdoptConn(Box::new(parts), ack));
+                    adopted.err().map(|_| "worker is gone".to_owned())
                 }
                 Err(error) => Some(error.to_string()),
             };
@@ -214,6 +213,13 @@ impl Driver {
             if finished {
                 return Outcome::End(self.inbox.end.take().unwrap_or(ConnEnd::Asked));
             }
+            // A peer that keeps the socket readable must not keep a deadline from being noticed.
+            if due.is_some_and(|due| due <= now)
+                && let Some(reason) =
+                    self.slot.conn.borrow_mut().as_mut().and_then(|conn| conn.handle_timeout(now))
+            {
+                return Outcome::End(end_of(reason));
+            }
             // Deadlines mostly move away as bytes flow: the timer is touched only when one comes nearer.
             if let Some(due) = due.map(tokio::time::Instant::from_std)
                 && (due < deadline.deadline() || deadline.is_elapsed())
@@ -254,21 +260,18 @@ impl Driver {
                 Woken::Guest(first) => {
                     self.serve_guests(first);
                 }
-                Woken::Room(Ok(())) | Woken::Frames => {}
+                // What is due is seen to at the next round.
+                Woken::Room(Ok(())) | Woken::Frames | Woken::Deadline => {}
                 Woken::Room(Err(())) => return Outcome::End(ConnEnd::Asked),
                 Woken::Ready(Err(error)) => return Outcome::End(ConnEnd::Io(error.to_string())),
                 Woken::Ready(Ok(ready)) => {
+                    // Nor other workers from being served.
+                    self.serve_guests(None);
                     if wants_read
                         && (ready.is_readable() || ready.is_read_closed())
                         && let Some(end) = self.read(&mut frames)
                     {
                         return Outcome::End(end);
-                    }
-                }
-                Woken::Deadline => {
-                    let mut conn = self.slot.conn.borrow_mut();
-                    if let Some(reason) = conn.as_mut().and_then(|conn| conn.handle_timeout(Instant::now())) {
-                        return Outcome::End(end_of(reason));
                     }
                 }
             }
@@ -319,7 +322,7 @@ impl Driver {
     fn serve_guests(&mut self, first: Option<Guest>) {
         let mut next = first;
         // No more than there are: they may come faster than we take them.
-        let mut left = self.slot.guests.borrow().as_ref().map_or(0, |guests| guests.items.len());
+        let mut left = self.slot.guests.borrow().as_ref().map_or(0, Guests::depth);
         loop {
             if let Some(guest) = next.take() {
                 self.serve_guest(guest);
@@ -328,7 +331,7 @@ impl Driver {
                 return;
             }
             left -= 1;
-            next = self.slot.guests.borrow_mut().as_mut().and_then(|guests| guests.items.try_recv().ok());
+            next = self.slot.guests.borrow_mut().as_mut().and_then(Guests::try_recv);
         }
     }
 
@@ -347,6 +350,11 @@ impl Driver {
                 }
             }
             Guest::Unbind { owners, say_bye } => self.slot.unbind(owners, say_bye),
+            Guest::Clear(channels) => {
+                if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
+                    conn.clear_media(&channels);
+                }
+            }
             Guest::Hold(channels) => {
                 if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
                     conn.hold_media(&channels);
@@ -479,7 +487,7 @@ fn end_of(reason: CloseReason) -> ConnEnd {
 
 /// The next request of a stream of another worker; pending for ever while there can be none.
 async fn next_guest(slot: &ConnSlot) -> Option<Guest> {
-    poll_fn(|cx| match slot.guests.borrow_mut().as_mut().map(|guests| guests.items.poll_recv(cx)) {
+    poll_fn(|cx| match slot.guests.borrow_mut().as_mut().map(|guests| guests.poll_recv(cx)) {
         Some(Poll::Ready(Some(guest))) => Poll::Ready(Some(guest)),
         _ => Poll::Pending,
     })
@@ -524,3 +532,6 @@ fn route_frames(slot: &ConnSlot, shared: Option<&Shared>, frames: &mut Vec<(u8, 
     }
     stray
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ mod receive;
 mod snapshot;
 mod steps;
 
-pub(crate) use command::{Command, PlayerPeer, Step, WorkerHandle};
+pub(crate) use command::{Command, Commands, PlayerPeer, Step, WorkerHandle};
 
 /// Reports waiting for the control thread when its channel is full.
 const BACKLOG: usize = 4096;
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Shared {
 }
 
 /// Runs a worker until it is told to stop.
-pub(crate) fn run(start: Start, commands: mpsc::Receiver<Command>) {
+pub(crate) fn run(start: Start, commands: Commands) {
     if let Some(core) = start.core {
         let mut set = nix::sched::CpuSet::new();
         // A container may not let us choose: then the scheduler does.
@@ -97,25 +97,8 @@ pub(crate) fn run(start: Start, commands: mpsc::Receiver<Command>) {
     }));
 }
 
-async fn serve(start: Start, mut commands: mpsc::Receiver<Command>) {
-    let shared = Rc::new(Shared {
-        index: start.index,
-        players: start.players,
-        workers: start.workers,
-        events: start.events,
-        backlog: RefCell::default(),
-        backlog_dropped: RefCell::default(),
-        io: RefCell::new(IoBuffers::new()),
-        streams: RefCell::default(),
-        conns: RefCell::default(),
-        peers: RefCell::default(),
-        pairs: RefCell::default(),
-        drops: RefCell::default(),
-        overflows: RefCell::default(),
-        late_frames: Cell::default(),
-        guests_dropped: Cell::default(),
-        reordered: Notify::new(),
-    });
+async fn serve(start: Start, mut commands: Commands) {
+    let shared = Rc::new(Shared::new(start));
     if shared.index == 0 {
         for pair in [&shared.players.v4, &shared.players.v6].into_iter().flatten() {
             shared.clone().serve_players(pair);
@@ -159,6 +142,27 @@ async fn release_reordered(shared: Rc<Shared>) {
 }
 
 impl Shared {
+    fn new(start: Start) -> Self {
+        Self {
+            index: start.index,
+            players: start.players,
+            workers: start.workers,
+            events: start.events,
+            backlog: RefCell::default(),
+            backlog_dropped: RefCell::default(),
+            io: RefCell::new(IoBuffers::new()),
+            streams: RefCell::default(),
+            conns: RefCell::default(),
+            peers: RefCell::default(),
+            pairs: RefCell::default(),
+            drops: RefCell::default(),
+            overflows: RefCell::default(),
+            late_frames: Cell::default(),
+            guests_dropped: Cell::default(),
+            reordered: Notify::new(),
+        }
+    }
+
     /// Packets of an interleaved leg wait to be put in sequence.
     pub(crate) fn note_reordered(&self) {
         self.reordered.notify_one();
@@ -405,3 +409,6 @@ pub(crate) enum Kind {
     Rtp,
     Rtcp,
 }
+
+#[cfg(test)]
+mod tests;

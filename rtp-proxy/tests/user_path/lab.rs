@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use msm_control_plane::event::OpError;
 use msm_graph::{
     ConnId, Encap, Epoch, InputRow, LegEncap, LegId, LegOp, LegSpec, LegStart, LegState, LegTrack, MediaKind,
     PortPair, Report, Row, RowOp, RowState, StreamId, TrackId, TrackRow,
@@ -184,6 +185,20 @@ impl Lab {
 
     pub(crate) async fn attach_with(&mut self, encap: LegEncap, feedback: bool) -> LegId {
         let leg = self.leg_id();
+        match self.attach_as(leg, encap, feedback).await.unwrap() {
+            LegState::Attached(states) => assert_eq!(states[0].track, TRACK),
+            other => panic!("{other:?}"),
+        }
+        leg
+    }
+
+    /// SETUP of the only track of a leg, its first or a later one.
+    pub(crate) async fn attach_as(
+        &self,
+        leg: LegId,
+        encap: LegEncap,
+        feedback: bool,
+    ) -> Result<LegState, OpError> {
         let spec = LegSpec {
             leg,
             stream: self.stream,
@@ -191,11 +206,7 @@ impl Lab {
             peer: SocketAddr::new(V4, 9),
             tracks: vec![LegTrack { track: TRACK, encap, feedback }],
         };
-        match self.installer.submit_leg(LegOp::Attach(spec)).await.unwrap() {
-            LegState::Attached(states) => assert_eq!(states[0].track, TRACK),
-            other => panic!("{other:?}"),
-        }
-        leg
+        self.installer.submit_leg(LegOp::Attach(spec)).await
     }
 
     pub(crate) async fn attach_udp(&mut self, viewer: &Pair) -> LegId {
@@ -215,7 +226,7 @@ impl Lab {
     pub(crate) async fn begin_arm(
         &self,
         leg: LegId,
-    ) -> impl Future<Output = Result<LegState, msm_control_plane::event::OpError>> + use<> {
+    ) -> impl Future<Output = Result<LegState, OpError>> + use<> {
         let armed = self.installer.submit_leg(LegOp::Arm { leg, wait_millis: 5_000 });
         // Workers obey in order: when this is answered, the gate is open.
         self.workers.snapshot().await;
@@ -292,6 +303,17 @@ impl Lab {
         let drops = self.workers.snapshot().await.drops;
         drops.iter().find(|(name, _)| *name == reason).map_or(0, |(_, count)| *count)
     }
+}
+
+/// A camera on UDP for stream `number`, which has delivered its first packet, 0.
+pub(crate) async fn camera(lab: &mut Lab, number: u8) -> (Pair, [SocketAddr; 2]) {
+    lab.turn_to(number);
+    let camera = Pair::open(V4).await;
+    let (to, rtcp_to) = lab.open_udp(&camera, 1).await;
+    camera.rtp.send_to(&rtp(0, 0, u32::from(number), 172), to).await.unwrap();
+    let stream = lab.stream;
+    lab.report(|report| matches!(report, Report::InputActive { stream: of, .. } if *of == stream)).await;
+    (camera, [to, rtcp_to])
 }
 
 /// Reads the response and then frames.

@@ -8,25 +8,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::lab::{
-    Lab, Pair, V4, frame, read_frame, read_response, receiver_report, recv, rtp, run_on, sender_report,
-    ssrc_of,
+    Lab, Pair, V4, camera, frame, read_frame, read_response, receiver_report, recv, rtp, run_on,
+    sender_report, ssrc_of,
 };
 
 /// Where each stream lives.
 async fn homes(lab: &Lab) -> HashMap<StreamId, usize> {
     let streams = lab.workers.snapshot().await.streams;
     streams.iter().map(|stats| (stats.stream, stats.worker)).collect()
-}
-
-/// A camera on UDP for stream `number`, which has delivered its first packet, 0.
-async fn camera(lab: &mut Lab, number: u8) -> (Pair, [std::net::SocketAddr; 2]) {
-    lab.turn_to(number);
-    let camera = Pair::open(V4).await;
-    let (to, rtcp_to) = lab.open_udp(&camera, 1).await;
-    camera.rtp.send_to(&rtp(0, 0, u32::from(number), 172), to).await.unwrap();
-    let stream = lab.stream;
-    lab.report(|report| matches!(report, Report::InputActive { stream: of, .. } if *of == stream)).await;
-    (camera, [to, rtcp_to])
 }
 
 async fn interleaved(lab: &mut Lab, conn: msm_graph::ConnId, rtp: u8) -> LegId {

@@ -141,18 +141,17 @@ impl Lane {
             *bytes -= if keep { 0 } else { frame.len() };
             keep
         });
+        self.clear_held(channels);
+    }
+
+    /// Drops the held frames of `channels`.
+    pub(super) fn clear_held(&mut self, channels: ChannelSet) {
+        let bytes = &mut self.bytes;
         self.held.retain(|frame| {
             let keep = !channels.contains(frame.channel());
             *bytes -= if keep { 0 } else { frame.len() };
             keep
         });
-    }
-
-    /// Drops every held frame.
-    pub(super) fn clear_held(&mut self) {
-        for frame in self.held.drain(..) {
-            self.bytes -= frame.len();
-        }
     }
 
     pub(super) fn ready(&self) -> impl ExactSizeIterator<Item = &Frame> {

@@ -341,6 +341,22 @@ fn release_waits_for_an_answer_that_waits_for_its_turn() {
     assert_eq!(rig.drain(), [ok(1).as_bytes(), ok(2).as_bytes(), &frame(0, b"media")].concat());
 }
 
+/// RTSP-31: what was held for a PLAY that was given up does not precede the packet that the next one names.
+#[test]
+fn media_held_for_an_answer_that_was_not_given_are_dropped_by_the_next_hold() {
+    let mut rig = Rig::new(Role::Server);
+    rig.conn.hold_media(&[0, 1]);
+    rig.conn.hold_media(&[2]);
+    rig.rtp(0, b"given up");
+    rig.rtcp(1, b"given up");
+    rig.rtp(2, b"another leg");
+    rig.conn.hold_media(&[0, 1]);
+    rig.rtp(0, b"named");
+    rig.conn.release_media(&[0, 1, 2], rig.now);
+    assert_eq!(rig.drain(), [frame(2, b"another leg"), frame(0, b"named")].concat());
+    assert_eq!(rig.conn.rtp_depth(), 0);
+}
+
 /// The wait for the answer is ours: held packets do not grow old, or RTP-Info would lie (RTSP-31).
 #[test]
 fn held_media_grow_old_only_after_their_release() {

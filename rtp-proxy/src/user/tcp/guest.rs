@@ -1,11 +1,13 @@
 //! How streams of one worker use a connection that lives on another.
 //!
 //! Owns the bounded queue `frames` towards the connection. Nobody waits for it: RTP that finds no room is
-//! dropped and counted, and a part of the room is kept for what must not be lost. The other direction, from
-//! the connection to the stream, is the command queue of the stream's worker.
+//! dropped and counted, a part of the room is kept for RTCP and for what binds and holds channels, and what
+//! gives channels back always has room: there is no more of it than was bound. The other direction, from the
+//! connection to the stream, is the command queue of the stream's worker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -22,17 +24,32 @@ const BYTES: usize = 2 << 20;
 /// What a stream of another worker asks of a connection, in order.
 #[derive(Debug)]
 pub(crate) enum Guest {
-    Bind { channels: [(u8, ChannelOwner); 2], worker: usize },
-    Unbind { owners: [ChannelOwner; 2], say_bye: bool },
+    Bind {
+        channels: [(u8, ChannelOwner); 2],
+        worker: usize,
+    },
+    Unbind {
+        owners: [ChannelOwner; 2],
+        say_bye: bool,
+    },
     Hold([u8; 2]),
-    Rtp { channel: u8, frames: Vec<Frame> },
-    Rtcp { channel: u8, compound: Bytes },
+    /// Drop what waits on these channels.
+    Clear([u8; 2]),
+    Rtp {
+        channel: u8,
+        frames: Vec<Frame>,
+    },
+    Rtcp {
+        channel: u8,
+        compound: Bytes,
+    },
 }
 
 /// The sending end; one per connection, shared by the workers that need it.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestQueue {
-    items: mpsc::Sender<Guest>,
+    items: mpsc::UnboundedSender<Guest>,
+    depth: Arc<AtomicUsize>,
     bytes: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
 }
@@ -40,24 +57,35 @@ pub(crate) struct GuestQueue {
 /// The receiving end; it lives with the connection.
 #[derive(Debug)]
 pub(crate) struct Guests {
-    pub(super) items: mpsc::Receiver<Guest>,
+    items: mpsc::UnboundedReceiver<Guest>,
+    depth: Arc<AtomicUsize>,
     bytes: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
 }
 
 /// A queue towards one connection.
 pub(crate) fn guest_queue() -> (GuestQueue, Guests) {
-    let (sender, items) = mpsc::channel(BATCHES);
-    let (bytes, dropped) = (Arc::<AtomicUsize>::default(), Arc::<AtomicU64>::default());
-    let queue = GuestQueue { items: sender, bytes: bytes.clone(), dropped: dropped.clone() };
-    (queue, Guests { items, bytes, dropped })
+    let (sender, items) = mpsc::unbounded_channel();
+    let [depth, bytes] = [Arc::<AtomicUsize>::default(), Arc::default()];
+    let dropped = Arc::<AtomicU64>::default();
+    let queue =
+        GuestQueue { items: sender, depth: depth.clone(), bytes: bytes.clone(), dropped: dropped.clone() };
+    (queue, Guests { items, depth, bytes, dropped })
 }
 
 impl GuestQueue {
     /// Queues everything but RTP. Returns whether there was room.
     pub(super) fn push(&self, item: Guest) -> bool {
-        let reserve = if matches!(item, Guest::Rtcp { .. }) { RESERVE } else { 0 };
-        let queued = self.items.capacity() > reserve && self.items.try_send(item).is_ok();
+        let room = match item {
+            Guest::Rtp { .. } => BATCHES - 2 * RESERVE,
+            Guest::Rtcp { .. } => BATCHES - RESERVE,
+            Guest::Bind { .. } | Guest::Hold(_) => BATCHES,
+            Guest::Unbind { .. } | Guest::Clear(_) => usize::MAX,
+        };
+        let queued = self.depth.load(Ordering::Relaxed) < room && {
+            self.depth.fetch_add(1, Ordering::Relaxed);
+            self.items.send(item).is_ok()
+        };
         if !queued {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -79,20 +107,34 @@ impl GuestQueue {
             .collect();
         let packets = frames.len() as u64;
         let waiting = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let room = waiting + bytes <= BYTES && self.items.capacity() > 2 * RESERVE;
-        if room && self.items.try_send(Guest::Rtp { channel, frames }).is_ok() {
+        if waiting + bytes <= BYTES && self.push(Guest::Rtp { channel, frames }) {
             return Pushed { packets, bytes: bytes as u64, ..Pushed::default() };
         }
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.dropped.fetch_add(1, Ordering::Relaxed);
         Pushed { full: packets, ..Pushed::default() }
     }
 }
 
 impl Guests {
+    /// The next one; `None` when nobody is left to send any.
+    pub(super) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Guest>> {
+        let polled = self.items.poll_recv(cx);
+        if let Poll::Ready(Some(_)) = polled {
+            self.depth.fetch_sub(1, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    /// The next one, if there is one already.
+    pub(super) fn try_recv(&mut self) -> Option<Guest> {
+        let item = self.items.try_recv().ok()?;
+        self.depth.fetch_sub(1, Ordering::Relaxed);
+        Some(item)
+    }
+
     /// Batches that wait.
-    pub(super) fn depth(&self) -> u64 {
-        self.items.len() as u64
+    pub(super) fn depth(&self) -> usize {
+        self.items.len()
     }
 
     /// Batches that found no room.
@@ -108,6 +150,8 @@ impl Guests {
 
 #[cfg(test)]
 mod tests {
+    use msm_graph::{LegId, StreamId, TrackId};
+
     use super::*;
 
     fn packet(len: usize) -> impl Iterator<Item = (&'static [u8], Bytes)> {
@@ -125,11 +169,24 @@ mod tests {
         let rtcp = || Guest::Rtcp { channel: 1, compound: Bytes::new() };
         assert_eq!((0..BATCHES).filter(|_| queue.push(rtcp())).count(), RESERVE);
         assert!(queue.push(Guest::Hold([0, 1])));
-        assert_eq!(guests.depth(), (BATCHES - RESERVE + 1) as u64);
+        assert_eq!(guests.depth(), BATCHES - RESERVE + 1);
         assert_eq!(guests.dropped(), 1 + (BATCHES - RESERVE) as u64);
-        assert!(
-            matches!(guests.items.try_recv(), Ok(Guest::Rtp { channel: 0, frames }) if frames.len() == 1)
-        );
+        assert!(matches!(guests.try_recv(), Some(Guest::Rtp { channel: 0, frames }) if frames.len() == 1));
+        assert!(queue.push(Guest::Hold([0, 1])), "room again");
+    }
+
+    #[test]
+    fn what_gives_channels_back_is_never_refused() {
+        let (queue, mut guests) = guest_queue();
+        while queue.push(Guest::Hold([0, 1])) {}
+        let owners = ChannelOwner::leg(StreamId::new(1, [0; 10]), LegId::new(1, [0; 10]), TrackId(0));
+        assert!(queue.push(Guest::Unbind { owners, say_bye: false }));
+        assert!(queue.push(Guest::Clear([0, 1])));
+        let mut last = None;
+        while let Some(item) = guests.try_recv() {
+            last = Some(item);
+        }
+        assert!(matches!(last, Some(Guest::Clear([0, 1]))));
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl ConnSlot {
 
     /// Batches of other workers' streams that wait, and those that found no room.
     pub(crate) fn guest_depth(&self) -> (u64, u64) {
-        self.guests.borrow().as_ref().map_or((0, 0), |guests| (guests.depth(), guests.dropped()))
+        self.guests.borrow().as_ref().map_or((0, 0), |guests| (guests.depth() as u64, guests.dropped()))
     }
 
     /// Binds a channel, for a stream of the worker `guest` if that is another one. What came early on it is
@@ -269,6 +269,18 @@ impl ConnWay {
         }
     }
 
+    /// Drops what waits on these channels: nothing of it is sent any more.
+    pub(crate) fn clear(&self, channels: [u8; 2]) {
+        match self {
+            Self::Here(slot) => {
+                let _ = slot.with(|conn| conn.clear_media(&channels));
+            }
+            Self::Away(queue) => {
+                let _ = queue.push(Guest::Clear(channels));
+            }
+        }
+    }
+
     /// Binds two channels for a stream of worker `index`. What came early on them is returned; from
     /// another worker it comes later.
     pub(crate) fn bind(
@@ -292,7 +304,7 @@ impl ConnWay {
     pub(crate) fn unbind(&self, owners: [ChannelOwner; 2], say_bye: bool) {
         match self {
             Self::Here(slot) => slot.unbind(owners, say_bye),
-            // A connection that is gone, or so slow that it will be, needs no unbinding.
+            // Refused only by a connection that is gone: it needs no unbinding.
             Self::Away(queue) => {
                 let _ = queue.push(Guest::Unbind { owners, say_bye });
             }

@@ -15,8 +15,8 @@ use crate::user::input_pair::PairId;
 use crate::user::tcp::{ConnParts, GuestQueue};
 use crate::user::udp::Bound;
 
-/// Commands waiting for one worker.
-const COMMANDS: usize = 1024;
+/// Commands waiting for one worker before what opens something is refused.
+pub(crate) const COMMANDS: usize = 1024;
 
 /// A step of a row or leg operation, with everything it needs opened already.
 #[derive(Debug)]
@@ -67,6 +67,20 @@ pub(crate) enum Step {
         leg: LegId,
         bye: bool,
     },
+}
+
+impl Step {
+    /// Whether it takes something that a later step gives back.
+    pub(crate) fn opens(&self) -> bool {
+        matches!(
+            self,
+            Self::OpenStream(_)
+                | Self::OpenUdpInput { .. }
+                | Self::OpenChannelInput { .. }
+                | Self::OpenLeg(_)
+                | Self::OpenLegTrack { .. }
+        )
+    }
 }
 
 /// What a worker is told.
@@ -134,45 +148,73 @@ pub(crate) struct PlayerPeer {
 }
 
 /// The way to a worker.
+///
+/// The queue is bounded for everything that opens something and for everything that peers cause. What gives
+/// back is always taken: there is no more of it than was opened, and lost it would be open for ever.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerHandle {
     pub(crate) index: usize,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::UnboundedSender<Command>,
+    depth: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
 }
 
+/// The receiving end.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    queue: mpsc::UnboundedReceiver<Command>,
+    depth: Arc<AtomicUsize>,
+}
+
+impl Commands {
+    /// The next command; `None` when nobody is left to give any. Cancel safe.
+    pub(crate) async fn recv(&mut self) -> Option<Command> {
+        let command = self.queue.recv().await?;
+        self.depth.fetch_sub(1, Ordering::Relaxed);
+        Some(command)
+    }
+}
+
 impl WorkerHandle {
-    pub(crate) fn new(index: usize) -> (Self, mpsc::Receiver<Command>) {
-        let (commands, receiver) = mpsc::channel(COMMANDS);
-        (Self { index, commands, refused: Arc::default() }, receiver)
+    pub(crate) fn new(index: usize) -> (Self, Commands) {
+        let (commands, queue) = mpsc::unbounded_channel();
+        let depth = Arc::<AtomicUsize>::default();
+        let handle = Self { index, commands, depth: depth.clone(), refused: Arc::default() };
+        (handle, Commands { queue, depth })
     }
 
     /// Queues a command; a full queue or a dead worker refuses it.
     pub(crate) fn send(&self, command: Command) -> Result<(), OpError> {
-        self.commands.try_send(command).map_err(|error| {
+        if self.depth.load(Ordering::Relaxed) >= COMMANDS {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            match error {
-                mpsc::error::TrySendError::Full(_) => {
-                    OpError::Exhausted(format!("command queue of data-{}", self.index))
-                }
-                mpsc::error::TrySendError::Closed(_) => OpError::Io(format!("data-{} has ended", self.index)),
-            }
+            return Err(OpError::Exhausted(format!("command queue of data-{}", self.index)));
+        }
+        self.deliver(command)
+    }
+
+    /// Queues a command that must not be lost, however many wait; only a dead worker refuses it, and that
+    /// has nothing to give back.
+    pub(crate) fn deliver(&self, command: Command) -> Result<(), OpError> {
+        self.depth.fetch_add(1, Ordering::Relaxed);
+        self.commands.send(command).map_err(|_| {
+            self.depth.fetch_sub(1, Ordering::Relaxed);
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            OpError::Io(format!("data-{} has ended", self.index))
         })
     }
 
     /// Queues what other workers received for this one, as long as half of the queue is free: what viewers
     /// and sources send must not keep operations out.
     pub(super) fn forward(&self, command: Command) -> bool {
-        let room = self.commands.capacity() > COMMANDS / 2;
+        let room = self.depth.load(Ordering::Relaxed) < COMMANDS / 2;
         if !room {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
-        room && self.send(command).is_ok()
+        room && self.deliver(command).is_ok()
     }
 
     /// Commands that wait, and those that found no room.
     pub(super) fn queue(&self) -> (u64, u64) {
-        let depth = self.commands.max_capacity() - self.commands.capacity();
-        (depth as u64, self.refused.load(Ordering::Relaxed) as u64)
+        (self.depth.load(Ordering::Relaxed) as u64, self.refused.load(Ordering::Relaxed) as u64)
     }
 }

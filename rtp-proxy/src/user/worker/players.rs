@@ -3,6 +3,7 @@
 //! The first worker reads them and tells the others. Datagrams are told apart by the viewer's address,
 //! never by what is in them.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
@@ -24,13 +25,16 @@ impl Shared {
 
     /// The opposite. An address that another leg has taken meanwhile stays that leg's.
     pub(super) fn retract_peer(&self, addr: SocketAddr, peer: PlayerPeer) {
-        // Refused only by a worker that is gone, or so busy that a dead entry is the least of its sorrows.
+        // Refused only by a worker that is gone.
         let _ = self.tell_peer(addr, peer, true);
     }
 
     fn tell_peer(&self, addr: SocketAddr, peer: PlayerPeer, gone: bool) -> Result<(), OpError> {
         match self.workers.first() {
-            Some(first) if self.index != 0 => first.send(Command::PlayerPeer { addr, peer, gone }),
+            Some(first) if self.index != 0 => {
+                let command = Command::PlayerPeer { addr, peer, gone };
+                if gone { first.deliver(command) } else { first.send(command) }
+            }
             _ => {
                 self.note_peer(addr, peer, gone);
                 Ok(())
@@ -110,26 +114,26 @@ impl Shared {
 
     /// ICMP errors about viewers, each address once (SEC-28).
     pub(super) fn take_errors(&self) {
-        let mut refused = Vec::new();
+        let mut refused = HashSet::new();
         for pair in [&self.players.v4, &self.players.v6].into_iter().flatten() {
             for socket in [&pair.rtp, &pair.rtcp] {
                 // The queue is bounded by the socket's receive buffer; so is this loop.
                 for _ in 0..1024 {
                     let Some((addr, is_refused)) = udp::recv_error(socket) else { break };
-                    if is_refused && !refused.contains(&addr) {
-                        refused.push(addr);
+                    if is_refused {
+                        refused.insert(addr);
                     }
                 }
             }
         }
-        let mut told = Vec::new();
+        let mut told = HashSet::new();
         for addr in refused {
             let peer = self.peers.borrow().get(&addr).copied();
-            let Some(peer) = peer.filter(|peer| !told.contains(&peer.leg)) else { continue };
-            told.push(peer.leg);
+            let Some(peer) = peer.filter(|peer| told.insert(peer.leg)) else { continue };
             if peer.worker != self.index {
+                // One that finds no room comes again: the leg goes on sending.
                 if let Some(worker) = self.workers.get(peer.worker) {
-                    let _ = worker.send(Command::PlayerUnreachable { stream: peer.stream, leg: peer.leg });
+                    worker.forward(Command::PlayerUnreachable { stream: peer.stream, leg: peer.leg });
                 }
             } else if let Some(stream) = self.stream(peer.stream) {
                 stream.borrow_mut().handle_unreachable(peer.leg, self);

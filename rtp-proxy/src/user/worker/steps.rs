@@ -26,23 +26,39 @@ impl Shared {
         let now = Instant::now();
         let missing = |stream: StreamId| OpError::NotFound(format!("stream {stream}"));
         let find = |stream: StreamId| self.stream(stream).ok_or_else(|| missing(stream));
+        // Looked up before anything is opened for the track.
+        let find_track = |stream: StreamId, track: TrackId| {
+            let cell = find(stream)?;
+            let known = cell.borrow_mut().track_mut(track).is_some();
+            known
+                .then_some(cell)
+                .ok_or_else(|| OpError::NotFound(format!("track {track} of stream {stream}")))
+        };
         match step {
             Step::OpenStream(stream) => {
                 let new = || Rc::new(RefCell::new(Stream::new(stream)));
                 self.streams.borrow_mut().entry(stream).or_insert_with(new);
             }
             Step::Describe(row) => {
-                find(row.stream)?.borrow_mut().describe(now, row, &mut random_u32);
+                let cell = find(row.stream)?;
+                let stream = row.stream;
+                let mut gone: Vec<_> = cell.borrow().tracks.iter().map(|track| track.row.track).collect();
+                gone.retain(|id| row.tracks.iter().all(|track| track.track != *id));
+                for track in gone {
+                    let old = cell.borrow_mut().take_input(track);
+                    self.close_input(stream, old);
+                }
+                cell.borrow_mut().describe(now, row, &mut random_u32);
             }
             Step::OpenUdpInput { stream, input, pair, bound } => {
-                let cell = find(stream)?;
+                let cell = find_track(stream, input.track)?;
                 let entry =
                     self.open_udp(&cell, &input, pair, bound).map_err(|e| OpError::Io(e.to_string()))?;
                 let old = cell.borrow_mut().set_input(now, input, entry);
                 self.close_input(stream, old);
             }
             Step::OpenChannelInput { stream, input, peer, guest } => {
-                let cell = find(stream)?;
+                let cell = find_track(stream, input.track)?;
                 let Encap::Interleaved { conn, rtp, rtcp } = input.encap else { return Ok(()) };
                 let track = input.track;
                 // Unbound first: the new input may use the very channels of the old one.
@@ -85,11 +101,9 @@ impl Shared {
                 find(spec.stream)?.borrow_mut().open_leg(spec.leg, spec.session, spec.peer);
             }
             Step::OpenLegTrack { stream, leg, track, guest } => {
-                let cell = find(stream)?;
+                let cell = find_track(stream, track.track)?;
                 let out = self.open_leg_track(stream, leg, &track, guest)?;
-                if !cell.borrow_mut().open_leg_track(track.track, out) {
-                    return Err(OpError::NotFound(format!("track {} of stream {stream}", track.track)));
-                }
+                cell.borrow_mut().open_leg_track(track.track, out);
             }
             Step::CloseLegTrack { stream, leg, track } => self.close_leg_track(stream, leg, track, false),
             Step::PauseLeg { stream, leg } => find(stream)?.borrow_mut().pause(leg),
@@ -114,7 +128,7 @@ impl Shared {
             self.pairs.borrow_mut().insert(id, pair);
         }
         let pair = self.pairs.borrow().get(&id).cloned().ok_or(io::ErrorKind::NotFound)?;
-        pair.add_route(peer, Rc::downgrade(cell), input.track);
+        pair.add_route(peer, cell, input.track);
         let payload_types = {
             let mut stream = cell.borrow_mut();
             stream.track_mut(input.track).map(|track| track.row.payload_types.clone()).unwrap_or_default()
@@ -127,7 +141,7 @@ impl Shared {
         let Some(Input { row, entry, .. }) = old else { return };
         match entry {
             Entry::Udp { pair, peer, .. } => {
-                if pair.remove_route(peer) {
+                if pair.remove_route(peer, stream, row.track) {
                     self.pairs.borrow_mut().remove(&pair.id);
                 }
             }
@@ -168,8 +182,13 @@ impl Shared {
                 let local = local.to_canonical();
                 let source = (udp::route_source(rtp) != Some(local) && local.is_ipv4() == rtp.is_ipv4())
                     .then_some(local);
-                for addr in [rtp, rtcp] {
-                    self.announce_peer(addr, self.player_peer(stream, leg, track.track))?;
+                let peer = self.player_peer(stream, leg, track.track);
+                if let Err(error) =
+                    [rtp, rtcp].into_iter().try_for_each(|addr| self.announce_peer(addr, peer))
+                {
+                    // No leg will come that could retract the first of them.
+                    self.retract_peer(rtp, peer);
+                    return Err(error);
                 }
                 let way = Way::Udp {
                     rtp_socket: udp::descriptor(&*pair.rtp),
