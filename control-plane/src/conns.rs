@@ -245,7 +245,9 @@ impl ControlPlane {
             }
             Wait::Play(key) => self.fail_play(now, key, id, Status::GATEWAY_TIMEOUT),
             Wait::SetUp(pending) => {
+                let key = pending.session();
                 self.undo_setup(now, pending);
+                self.resend_leg(key);
                 self.answer(id, overload());
             }
             Wait::Nothing | Wait::Pause(_) | Wait::Remove(..) | Wait::End => self.answer(id, overload()),

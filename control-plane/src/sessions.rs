@@ -77,6 +77,12 @@ pub(crate) struct PendingSetup {
     before: Option<LegTrack>,
 }
 
+impl PendingSetup {
+    pub(crate) fn session(&self) -> SessionKey {
+        self.key
+    }
+}
+
 /// What follows the end of a leg.
 #[derive(Debug, Clone, Copy)]
 enum Farewell {

@@ -7,8 +7,8 @@ use msm_graph::{ConnId, LegEncap, LegOp, LegTrack, StreamId, TrackId};
 use msm_rtsp::message::{Request, Response, Status};
 use msm_rtsp::server::{self, Role, ServerSession, SessionTimes, Step};
 use msm_rtsp::transport::{
-    LinkSecurity, LowerPolicy, LowerTransport, PortRange, Profile, TransportPolicy, TransportSpec,
-    check_destination, negotiate, parse_transport,
+    ChannelRange, LinkSecurity, LowerPolicy, LowerTransport, PortRange, Profile, TransportPolicy,
+    TransportSpec, check_destination, negotiate, parse_transport,
 };
 use msm_rtsp::url::RequestTarget;
 
@@ -267,6 +267,11 @@ impl ControlPlane {
             })
         };
         let Some(encap) = encap else {
+            if let Some(before) = session.tracks.iter().find(|t| usize::from(t.track.0) == media).cloned() {
+                self.restore_channels(key, &before);
+            } else {
+                self.uncount_leg(key);
+            }
             self.answer_status(id, Status::NOT_ENOUGH_BANDWIDTH);
             return self.drop_if_empty(key);
         };
@@ -284,6 +289,40 @@ impl ControlPlane {
         self.send_leg(LegOp::Attach(spec), Operation::Request(ticket));
     }
 
+    /// The opposite of [`Self::count_leg`].
+    fn uncount_leg(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.legs_counted = session.legs_counted.saturating_sub(1);
+        self.quotas.release(&session.identity, 0, 1);
+    }
+
+    fn release_channels(&mut self, key: SessionKey, track: &LegTrack) {
+        if let LegEncap::Interleaved { conn, .. } = track.encap
+            && let Some(conn) = self.conns.get_mut(&conn)
+        {
+            conn.channels.release(&(key, usize::from(track.track.0)));
+        }
+    }
+
+    /// A media has the channels again that another SETUP was to replace (RTSP-19). They are free: requests of a
+    /// connection are handled one after the other.
+    fn restore_channels(&mut self, key: SessionKey, track: &LegTrack) {
+        if let LegEncap::Interleaved { conn, rtp, rtcp } = track.encap
+            && let Some(conn) = self.conns.get_mut(&conn)
+        {
+            conn.channels.bind(ChannelRange::pair(rtp, rtcp), (key, usize::from(track.track.0)));
+        }
+    }
+
+    /// Has the packet path do what the session is, whatever became of an operation that it did not answer.
+    pub(crate) fn resend_leg(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get(&key).filter(|session| session.attached) else { return };
+        if session.server.role() == Role::Play {
+            let spec = session.spec();
+            self.send_leg(LegOp::Attach(spec), Operation::Unattended);
+        }
+    }
+
     /// Takes back a SETUP that the packet path refused, or did not acknowledge in time.
     pub(crate) fn undo_setup(&mut self, now: Now, pending: PendingSetup) {
         let PendingSetup { key, media, before, .. } = pending;
@@ -291,17 +330,16 @@ impl ControlPlane {
         if session.server.role() == Role::Record {
             return self.undo_record_setup(now, key, media);
         }
-        session.tracks.retain(|t| usize::from(t.track.0) != media);
-        if before.is_none() {
-            session.legs_counted = session.legs_counted.saturating_sub(1);
-            let identity = session.identity.clone();
-            if let Some(conn) = session.conn.and_then(|id| self.conns.get_mut(&id)) {
-                conn.channels.release(&(key, media));
-            }
-            self.quotas.release(&identity, 0, 1);
-        } else if let Some(before) = before {
-            session.tracks.push(before);
-            session.tracks.sort_by_key(|t| t.track);
+        let failed = session.tracks.iter().position(|t| usize::from(t.track.0) == media);
+        let failed = failed.map(|index| session.tracks.remove(index));
+        session.tracks.extend(before.clone());
+        session.tracks.sort_by_key(|t| t.track);
+        if let Some(failed) = failed {
+            self.release_channels(key, &failed);
+        }
+        match before {
+            Some(before) => self.restore_channels(key, &before),
+            None => self.uncount_leg(key),
         }
         let is_empty = self.sessions.get(&key).is_some_and(|session| session.server.media().is_empty());
         if is_empty {

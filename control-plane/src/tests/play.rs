@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use msm_graph::{LegEncap, LegOp, RowOp};
-use msm_rtsp::message::{Method, Status};
+use msm_rtsp::message::{Method, Response, Status};
 
 use super::world::*;
 use crate::config::{Config, PullConfig};
@@ -402,6 +402,44 @@ fn two_interleaved_sessions_on_one_connection_share_no_channel() {
     assert!(two.headers.get("Transport").unwrap().contains("interleaved=2-3"), "RTSP-17, SEC-8");
     let asked = world.ask(conn, Method::Setup, url, &[("Transport", "RTP/AVP/TCP;interleaved=10-11")]);
     assert!(asked.headers.get("Transport").unwrap().contains("interleaved=10-11"));
+}
+
+#[test]
+fn a_second_setup_that_fails_leaves_the_session_its_channels_and_its_leg() {
+    // RTSP-19.
+    let mut world = World::with_camera();
+    let conn = world.connect("203.0.113.5:40000");
+    let url = "rtsp://proxy:8554/cam/trackID=0";
+    let setup = |world: &mut World, channels: &str, session: Option<&str>| {
+        let transport = format!("RTP/AVP/TCP;interleaved={channels}");
+        let headers = [("Transport", transport.as_str()), ("Session", session.unwrap_or_default())];
+        world.ask(conn, Method::Setup, url, &headers[..=usize::from(session.is_some())])
+    };
+    let first = setup(&mut world, "0-1", None);
+    let id = first.headers.get("Session").unwrap().split(';').next().unwrap().to_owned();
+    world.attach_error = Some(crate::event::OpError::Exhausted("queue".to_owned()));
+    assert_eq!(setup(&mut world, "4-5", Some(&id)).status.0, 453);
+    world.attach_error = None;
+    let channels = |response: &Response| response.headers.get("Transport").unwrap().to_owned();
+    assert!(
+        channels(&setup(&mut world, "0-1", None)).contains("interleaved=2-3"),
+        "0-1 are the first's still"
+    );
+    assert!(channels(&setup(&mut world, "4-5", None)).contains("interleaved=4-5"), "4-5 are nobody's");
+
+    // Without an answer in time the packet path is told what the session is.
+    world.stalled = true;
+    let cseq = world.send(
+        conn,
+        Method::Setup,
+        url,
+        &[("Session", &id), ("Transport", "RTP/AVP/TCP;interleaved=8-9")],
+    );
+    world.sleep(SECOND * 6);
+    let late = world.reply(conn).unwrap();
+    assert_eq!((late.cseq(), late.status.0), (Some(cseq), 503));
+    let Some(LegOp::Attach(spec)) = world.leg_log.last() else { panic!("{:?}", world.leg_log.last()) };
+    assert!(matches!(spec.tracks[0].encap, LegEncap::Interleaved { rtp: 0, rtcp: 1, .. }), "{spec:?}");
 }
 
 #[test]
