@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::camera::Stage;
 use msm_tests::camera::{GstCamera, Transport};
-use msm_tests::fixture::run_ffmpeg;
+use msm_tests::fixture::{mjpeg, run_ffmpeg};
 use msm_tests::packet::Capture;
 use msm_tests::privilege::{self, Need};
 use msm_tests::process::{Launch, Scratch, output, wait_for};
@@ -170,23 +170,8 @@ fn output_port(viewer: &Viewer) -> Result<u16> {
 fn big_film(scratch: &Scratch) -> Result<std::path::PathBuf> {
     let file = scratch.file("big.mkv");
     let picture = "testsrc2=size=1280x720:rate=25:duration=1,noise=alls=60:allf=t";
-    run_ffmpeg(&[
-        "-f",
-        "lavfi",
-        "-i",
-        picture,
-        "-c:v",
-        "mjpeg",
-        "-huffman",
-        "default",
-        "-force_duplicated_matrix",
-        "1",
-        "-q:v",
-        "2",
-        "-pix_fmt",
-        "yuvj420p",
-        &file.to_string_lossy(),
-    ])?;
+    let output = file.to_string_lossy();
+    run_ffmpeg(&[&["-f", "lavfi", "-i", picture][..], &mjpeg("2"), &[&output]].concat())?;
     Ok(file)
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use msm_tests::camera::Transport;
 use msm_tests::lab::Node;
-use msm_tests::rtsp::{Answer, authority};
+use msm_tests::rtsp::{self, Answer};
 
 /// Generous, because the machine of the tests may be busy: no assertion of speed depends on it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,15 +45,8 @@ impl Peer {
 
     /// Connects from inside a node.
     pub(crate) fn inside(url: &str, node: Option<&Node>) -> Result<Self> {
-        let address = authority(url)?;
-        let connect = || TcpStream::connect(&address).with_context(|| address.clone());
-        let stream = match node {
-            Some(node) => node.inside(connect)??,
-            None => connect()?,
-        };
-        stream.set_nodelay(true)?;
         Ok(Self {
-            stream,
+            stream: rtsp::connect(url, node, None)?,
             buffer: Vec::new(),
             sequence: 0,
             session: None,

@@ -40,6 +40,24 @@ pub enum SoundOracle {
     Frames,
 }
 
+/// Encoder options for pictures that RTP can carry, of a quality from 2, the best, to 31.
+///
+/// RFC 2435 carries no Huffman tables: only the standard ones can be sent.
+pub fn mjpeg(quality: &str) -> [&str; 10] {
+    [
+        "-c:v",
+        "mjpeg",
+        "-huffman",
+        "default",
+        "-force_duplicated_matrix",
+        "1",
+        "-q:v",
+        quality,
+        "-pix_fmt",
+        "yuvj420p",
+    ]
+}
+
 impl Profile {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::H264Aac, Self::H265Opus, Self::H264Pcmu, Self::MjpegPcma];
@@ -109,19 +127,7 @@ impl Profile {
                 "-pix_fmt",
                 "yuv420p",
             ],
-            // RFC 2435 carries no Huffman tables: only the standard ones can be sent.
-            Self::MjpegPcma => &[
-                "-c:v",
-                "mjpeg",
-                "-huffman",
-                "default",
-                "-force_duplicated_matrix",
-                "1",
-                "-q:v",
-                "8",
-                "-pix_fmt",
-                "yuvj420p",
-            ],
+            Self::MjpegPcma => &mjpeg("8"),
         };
         let audio: &[&str] = match self {
             Self::H264Aac => &["-c:a", "aac", "-aac_pns", "0", "-b:a", "64k"],

@@ -54,29 +54,39 @@ pub fn authority(url: &str) -> Result<String> {
     Ok(if has_port { host.to_owned() } else { format!("{host}:554") })
 }
 
+/// Connects to the server of a URL, inside a node and from a local address where they are given.
+pub fn connect(url: &str, node: Option<&Node>, local: Option<IpAddr>) -> Result<TcpStream> {
+    let address = authority(url)?;
+    let connect = || {
+        let Some(local) = local else {
+            return TcpStream::connect(&address).with_context(|| address.clone());
+        };
+        let remote: SocketAddr = address.parse()?;
+        let socket = socket2::Socket::new(socket2::Domain::for_address(remote), socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(local, 0).into())?;
+        socket.connect_timeout(&remote.into(), Duration::from_secs(5)).with_context(|| address.clone())?;
+        Ok(socket.into())
+    };
+    let stream = match node {
+        Some(node) => node.inside(connect)??,
+        None => connect()?,
+    };
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 impl Connection {
     /// Connects to the server of a URL, inside a node when one is given.
     pub fn open(url: &str, node: Option<&Node>) -> Result<Self> {
-        let address = authority(url)?;
-        let connect = || TcpStream::connect(&address).with_context(|| address.clone());
-        let stream = match node {
-            Some(node) => node.inside(connect)??,
-            None => connect()?,
-        };
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        Ok(Self { stream, buffer: Vec::new(), sequence: 0, session: None, frames: Vec::new() })
+        Self::over(connect(url, node, None)?)
     }
 
     /// Connects from a local address: on loopback each address of 127.0.0.0/8 is another peer.
     pub fn open_from(url: &str, local: Option<IpAddr>) -> Result<Self> {
-        let Some(local) = local else { return Self::open(url, None) };
-        let remote: SocketAddr = authority(url)?.parse()?;
-        let socket = socket2::Socket::new(socket2::Domain::for_address(remote), socket2::Type::STREAM, None)?;
-        socket.bind(&SocketAddr::new(local, 0).into())?;
-        socket.connect_timeout(&remote.into(), Duration::from_secs(5)).with_context(|| remote.to_string())?;
-        let stream = TcpStream::from(socket);
-        stream.set_nodelay(true)?;
+        Self::over(connect(url, None, local)?)
+    }
+
+    fn over(stream: TcpStream) -> Result<Self> {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         Ok(Self { stream, buffer: Vec::new(), sequence: 0, session: None, frames: Vec::new() })
     }
