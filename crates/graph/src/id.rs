@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::{Builder, Uuid};
 
 macro_rules! uuid_id {
@@ -17,9 +18,27 @@ macro_rules! uuid_id {
                 Self(Builder::from_unix_timestamp_millis(unix_millis, &random).into_uuid())
             }
 
+            /// The id that another process of the mesh assigned.
+            pub fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
             /// The id as a plain UUID.
             pub fn as_uuid(&self) -> Uuid {
                 self.0
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(&self.0.hyphenated())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                Uuid::try_parse(&text).map(Self).map_err(|_| de::Error::custom("no UUID"))
             }
         }
 
@@ -51,7 +70,8 @@ uuid_id! {
 }
 
 /// A track by its index in the stream's SDP, from 0. Media that are skipped keep their index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct TrackId(pub u8);
 
 impl fmt::Display for TrackId {
@@ -62,7 +82,8 @@ impl fmt::Display for TrackId {
 
 /// A byte stream that the proxy holds: a viewer's, a publisher's or a camera's RTSP connection.
 /// Assigned by whoever opens it; unique for the life of the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ConnId(pub u64);
 
 impl fmt::Display for ConnId {
@@ -72,5 +93,6 @@ impl fmt::Display for ConnId {
 }
 
 /// Fencing number of whoever decides. A proxy refuses an operation of a lower epoch than it has seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Epoch(pub u64);

@@ -5,11 +5,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::{ConnId, LegId, StreamId, TrackId};
 use crate::row::PortPair;
 
 /// How one track of a leg leaves.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LegEncap {
     /// RTP and RTCP over UDP, sent from the proxy's one pair for players.
     Udp {
@@ -32,7 +34,7 @@ pub enum LegEncap {
 }
 
 /// One track of a leg.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LegTrack {
     /// The track.
     pub track: TrackId,
@@ -43,7 +45,7 @@ pub struct LegTrack {
 }
 
 /// Desired state of a leg.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LegSpec {
     /// The leg.
     pub leg: LegId,

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::{LegId, StreamId, TrackId};
 
 /// An observation of the packet path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
     /// RTCP arrived from the viewer (RTSP-23). At most one per leg and second.
     LegAlive {
@@ -51,7 +53,7 @@ pub enum Report {
 }
 
 /// Why a leg ended by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LegFailure {
     /// The interleaved connection took no byte for too long (`protocols.md` 10, stuck writer).
     StuckWriter,

@@ -6,10 +6,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::{ConnId, Epoch, StreamId, TrackId};
 
 /// Kind of a track (`m=` of its SDP media line).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MediaKind {
     /// `m=video`
     Video,
@@ -20,7 +22,7 @@ pub enum MediaKind {
 }
 
 /// What is known of a track from the SDP of its source.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TrackRow {
     /// Index in the SDP.
     pub track: TrackId,
@@ -35,7 +37,7 @@ pub struct TrackRow {
 }
 
 /// How bytes are framed where media enters.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Encap {
     /// RTP and RTCP on a UDP port pair that the proxy opens and reports in [`InputState`].
     Udp {
@@ -62,7 +64,7 @@ pub enum Encap {
 }
 
 /// Where one track enters the node.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct InputRow {
     /// The track.
     pub track: TrackId,
@@ -79,7 +81,7 @@ pub struct InputRow {
 }
 
 /// Desired state of one stream on one node.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
     /// The stream.
     pub stream: StreamId,
@@ -103,7 +105,7 @@ pub enum RowOp {
 }
 
 /// A pair of local UDP ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortPair {
     /// RTP, even.
     pub rtp: u16,

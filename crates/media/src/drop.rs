@@ -2,6 +2,8 @@
 
 pub use msm_fastpath::DropReason;
 
+pub mod inventory;
+
 /// A counter per [`DropReason`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Drops([u64; DropReason::ALL.len()]);

@@ -10,6 +10,7 @@
 //! it is often the start of the key frame at which video resumes.
 
 mod batch;
+pub mod inventory;
 mod splice;
 
 use std::collections::VecDeque;

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+pub mod inventory;
+
 /// Shortest and longest wait for a packet that is missing (`docs/protocols/rtp.md`, limits).
 pub const MIN_WINDOW: Duration = Duration::from_millis(20);
 /// See [`MIN_WINDOW`].
@@ -134,7 +136,11 @@ mod tests {
         for ext in 2..1_002 {
             buffer.push(now, ext, ext);
         }
-        assert_eq!(drain(&mut buffer, now), [], "RTP-12: a thousand packets are no reason to give up");
+        assert_eq!(
+            drain(&mut buffer, now),
+            [0_u64; 0],
+            "RTP-12: a thousand packets are no reason to give up"
+        );
         assert_eq!(buffer.poll_timeout(), Some(now + MIN_WINDOW));
         assert_eq!(drain(&mut buffer, now + MIN_WINDOW).len(), 1_000);
     }

@@ -15,6 +15,8 @@ use crate::rtcp::sdes::write_cname;
 use crate::rtcp::sr::write_sr;
 use crate::rtcp::{Compound, CompoundPolicy, Packet};
 
+pub mod inventory;
+
 /// How a leg behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LegConfig {

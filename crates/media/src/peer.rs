@@ -8,6 +8,8 @@ use msm_fastpath::{Admission, PayloadTypes, Verdict, decide};
 use crate::drop::DropReason;
 use crate::rtp::RtpView;
 
+pub mod inventory;
+
 /// How long a port may be learned after the input was opened (SEC-2).
 pub const LEARNING_WINDOW: Duration = Duration::from_secs(3);
 

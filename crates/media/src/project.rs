@@ -12,6 +12,8 @@ use msm_fastpath::{RtpEdit, RtpFixed, rewrite};
 
 use crate::clock::ClockRate;
 
+pub mod inventory;
+
 /// When video goes on after a splice (RTP-6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResumePolicy {

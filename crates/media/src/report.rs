@@ -11,6 +11,8 @@ use crate::rtcp::rr::ReportBlock;
 use crate::rtcp::sr::SenderInfo;
 use crate::stats::Reception;
 
+pub mod inventory;
+
 /// Interval of receiver reports towards a source: the minimum of RTP-28 and the maximum of RTSP-24 in
 /// one.
 pub const RR_INTERVAL: Duration = Duration::from_secs(5);

@@ -46,11 +46,11 @@ pub enum SeqStep {
 /// below zero.
 #[derive(Debug, Clone)]
 pub struct SeqTracker {
-    first: u64,
-    highest: u64,
-    misorder: u16,
+    pub(crate) first: u64,
+    pub(crate) highest: u64,
+    pub(crate) misorder: u16,
     /// One bit per number in `highest - WINDOW < n <= highest`, at `n % WINDOW`.
-    seen: [u64; WORDS],
+    pub(crate) seen: [u64; WORDS],
 }
 
 impl SeqTracker {

@@ -8,6 +8,8 @@ use std::time::Instant;
 use crate::clock::ClockRate;
 use crate::seq::{SeqStep, SeqTracker};
 
+pub mod inventory;
+
 /// Counters of everything that a track received, over all runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {

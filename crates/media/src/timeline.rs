@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use crate::clock::ClockRate;
 use crate::rtcp::sr::SenderInfo;
 
+pub(crate) mod inventory;
+
 /// How long a packet may count as the least delayed one; then one of the last window takes its place, so
 /// that a source's clock may drift against ours.
 const WINDOW: Duration = Duration::from_secs(10);

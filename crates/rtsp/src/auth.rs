@@ -18,6 +18,7 @@ pub use server::{
 mod challenge;
 mod client;
 mod digest;
+pub mod inventory;
 mod limiter;
 mod server;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! nor transports' ports: its owner says which media to set up and how, in which order, and whether the
 //! session is still wanted. `poll_output` is drained after every call.
 
+pub mod inventory;
 pub mod keepalive;
 
 use std::collections::{BTreeMap, VecDeque};

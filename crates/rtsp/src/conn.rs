@@ -30,6 +30,7 @@ use crate::write;
 
 use queue::{ChannelSet, Frame, Lane};
 
+pub mod inventory;
 mod queue;
 #[cfg(test)]
 mod tests;

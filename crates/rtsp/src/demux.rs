@@ -11,6 +11,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use crate::parse::{ParseError, ParseLimits, Parsed, Parser, Progress, Rule, Strictness};
 
 pub mod check;
+pub mod inventory;
 #[cfg(test)]
 mod tests;
 

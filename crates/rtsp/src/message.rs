@@ -7,6 +7,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+pub mod inventory;
+
 /// A request method (RFC 2326 section 10).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]

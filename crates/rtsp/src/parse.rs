@@ -12,6 +12,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::message::{Headers, Message, Method, Request, Response, Status, Version};
 
+pub mod inventory;
 mod line;
 #[cfg(test)]
 mod tests;

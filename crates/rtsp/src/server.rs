@@ -11,6 +11,7 @@ use crate::headers::{SessionHeader, unknown_tags};
 use crate::message::{Method, Request, Response, Status};
 use crate::transport::LowerTransport;
 
+pub mod inventory;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use channels::{ChannelRole, ChannelTable};
@@ -15,6 +16,7 @@ pub use negotiate::{
 };
 
 mod channels;
+pub mod inventory;
 mod negotiate;
 #[cfg(test)]
 mod tests;
@@ -26,7 +28,7 @@ pub const MAX_SPECS: usize = 16;
 const MAX_PARAMETERS: usize = 32;
 
 /// RTP profile (RFC 3551, 4585, 3711, 5124).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Profile {
     /// `RTP/AVP`
     Avp,
@@ -74,7 +76,7 @@ impl Profile {
 }
 
 /// What carries RTP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LowerTransport {
     /// UDP.
     Udp,
@@ -83,7 +85,7 @@ pub enum LowerTransport {
 }
 
 /// First half of a transport.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     /// RTP under a profile that we know.
     Rtp(Profile, LowerTransport),
@@ -92,7 +94,7 @@ pub enum Protocol {
 }
 
 /// One or two UDP ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortRange {
     /// Port of RTP, odd from some sources (RTSP-15).
     pub rtp: u16,
@@ -120,7 +122,7 @@ impl fmt::Display for PortRange {
 }
 
 /// One or two interleaved channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChannelRange {
     /// Channel of RTP.
     pub rtp: u8,
@@ -148,7 +150,7 @@ impl fmt::Display for ChannelRange {
 }
 
 /// What the session is for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Mode {
     /// `PLAY`
     Play,
@@ -159,7 +161,7 @@ pub enum Mode {
 }
 
 /// One transport of the header.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TransportSpec {
     /// Profile and lower transport.
     pub protocol: Protocol,

@@ -15,6 +15,7 @@ pub use source::{SourceUrl, join_control};
 use escape::{check_characters, normalise};
 
 mod escape;
+pub mod inventory;
 mod source;
 #[cfg(test)]
 mod tests;

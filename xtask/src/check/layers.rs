@@ -4,16 +4,25 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 /// Crate and what of ours it may use, build dependencies included.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("msm-fastpath", &[]),
     ("msm-graph", &[]),
-    ("msm-rtsp", &[]),
+    ("msm-handover", &[]),
+    ("msm-rtsp", &["msm-handover"]),
     ("msm-runtime", &[]),
-    ("msm-media", &["msm-fastpath"]),
-    ("msm-control-plane", &["msm-rtsp", "msm-graph", "msm-runtime"]),
+    ("msm-media", &["msm-fastpath", "msm-handover"]),
+    ("msm-control-plane", &["msm-rtsp", "msm-graph", "msm-handover", "msm-runtime"]),
     (
         "rtp-proxy",
-        &["msm-media", "msm-fastpath", "msm-rtsp", "msm-graph", "msm-runtime", "msm-control-plane"],
+        &[
+            "msm-media",
+            "msm-fastpath",
+            "msm-handover",
+            "msm-rtsp",
+            "msm-graph",
+            "msm-runtime",
+            "msm-control-plane",
+        ],
     ),
     ("rtp-proxy-ebpf", &["msm-fastpath"]),
     // The harness looks from outside; its test programs may use what they test.

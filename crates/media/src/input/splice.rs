@@ -5,6 +5,8 @@ use std::time::Instant;
 use super::{RunHead, TrackInput};
 use crate::timeline::{Line, RESTART, SourceClock, Timeline, bridge};
 
+pub(super) mod inventory;
+
 /// The run before the current one, and how the current one continues it.
 #[derive(Debug, Clone, Copy)]
 struct Splice {

@@ -35,11 +35,11 @@ pub enum AuthFailure {
 /// Authentication towards one source, over one connection (nonces are per connection).
 #[derive(Debug, Clone)]
 pub struct ClientAuth {
-    credentials: Option<Credentials>,
-    basic: BasicPolicy,
-    challenge: Option<Challenge>,
-    nonce_count: u32,
-    attempts: u8,
+    pub(super) credentials: Option<Credentials>,
+    pub(super) basic: BasicPolicy,
+    pub(super) challenge: Option<Challenge>,
+    pub(super) nonce_count: u32,
+    pub(super) attempts: u8,
 }
 
 impl ClientAuth {

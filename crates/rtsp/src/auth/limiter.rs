@@ -16,15 +16,15 @@ const MAX_ENTRIES: usize = 4096;
 const MAX_USER_LEN: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
-struct Window {
-    started: Instant,
-    failures: u32,
+pub(super) struct Window {
+    pub(super) started: Instant,
+    pub(super) failures: u32,
 }
 
 /// Failures of the last minute per (address, user). Bounded; time is an argument.
 #[derive(Debug, Default)]
 pub struct FailureLimiter {
-    entries: HashMap<(IpAddr, String), Window>,
+    pub(super) entries: HashMap<(IpAddr, String), Window>,
 }
 
 impl FailureLimiter {

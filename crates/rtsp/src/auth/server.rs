@@ -149,8 +149,8 @@ impl Authorization {
 /// Authentication state of one accepted connection: its nonce and its failures.
 #[derive(Debug, Clone, Default)]
 pub struct ConnAuth {
-    nonce: Option<(String, Instant)>,
-    failures: u8,
+    pub(super) nonce: Option<(String, Instant)>,
+    pub(super) failures: u8,
 }
 
 /// What checking credentials gave.

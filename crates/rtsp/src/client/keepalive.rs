@@ -16,9 +16,9 @@ pub const MAX_INTERVAL: Duration = Duration::from_secs(30);
 /// Schedule of the keepalives of one upstream session.
 #[derive(Debug, Clone)]
 pub struct Keepalive {
-    timeout: Duration,
-    next: Option<Instant>,
-    get_parameter: bool,
+    pub(super) timeout: Duration,
+    pub(super) next: Option<Instant>,
+    pub(super) get_parameter: bool,
 }
 
 impl Default for Keepalive {

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+pub(super) mod inventory;
+
 /// Longest rewritten packet header that a frame carries by value.
 pub(super) const MAX_HEAD: usize = 12;
 

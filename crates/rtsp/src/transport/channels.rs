@@ -19,7 +19,7 @@ pub enum ChannelRole {
 /// `O`: session and media, whatever the caller names them by.
 #[derive(Debug, Clone)]
 pub struct ChannelTable<O> {
-    entries: BTreeMap<u8, (O, ChannelRole)>,
+    pub(super) entries: BTreeMap<u8, (O, ChannelRole)>,
 }
 
 impl<O> Default for ChannelTable<O> {

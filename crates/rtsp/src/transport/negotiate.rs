@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
@@ -102,7 +103,7 @@ pub fn check_destination(spec: &TransportSpec, peer: IpAddr) -> Result<(), Desti
 }
 
 /// What a source agreed to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Agreed {
     /// UDP.
     Udp {
