@@ -10,15 +10,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use msm_graph::{ConnId, Encap, InputRow, PortPair, RowState, TrackId};
-use msm_rtsp::auth::AuthFailure;
-use msm_rtsp::client::{Client, ClientConfig, ClientError, ClientOutput, Step};
+use msm_graph::{ConnId, InputRow, PortPair, RowState};
+use msm_rtsp::client::{Client, ClientConfig, ClientOutput};
 use msm_rtsp::message::{Request, Response, Status};
-use msm_rtsp::transport::{Agreed, ChannelRange, LowerTransport, PortRange, Profile, TransportSpec};
+use msm_rtsp::transport::{Agreed, LowerTransport, Profile};
 
 use crate::config::{PullTransport, Times};
 use crate::event::OpError;
 use crate::resolve::SourceRoute;
+
+mod recovery;
+mod setup;
 
 /// Longest wait for the answer to TEARDOWN.
 const TEARDOWN_WAIT: Duration = Duration::from_secs(1);
@@ -481,99 +483,6 @@ impl Upstream {
         self.outputs.push_back(UpstreamOutput::Dial);
     }
 
-    /// Sets every media up anew, on the connection there is.
-    fn open(&mut self, now: Instant) {
-        self.lower = match self.route.transport {
-            PullTransport::Tcp => LowerTransport::Tcp,
-            PullTransport::Udp => LowerTransport::Udp,
-            PullTransport::Auto if self.prefers_tcp => LowerTransport::Tcp,
-            PullTransport::Auto => LowerTransport::Udp,
-        };
-        self.generation = self.generation.wrapping_add(1);
-        self.next = 0;
-        self.active = false;
-        self.probe = None;
-        self.agreed = vec![None; self.media.len()];
-        self.ports = vec![None; self.media.len()];
-        if self.lower == LowerTransport::Udp {
-            self.enter(Phase::Ports);
-            self.install(now);
-        } else {
-            self.enter(Phase::SettingUp);
-            self.set_up_next(now);
-        }
-    }
-
-    fn install(&mut self, now: Instant) {
-        let (Some(local), Some(peer), Some(conn)) = (self.local, self.peer, self.conn) else {
-            return self.fail(now, Status::BAD_GATEWAY, "connection_closed");
-        };
-        let is_final = self.phase == Phase::Installing;
-        let inputs = self
-            .media
-            .iter()
-            .zip(&self.agreed)
-            .filter(|(_, agreed)| !is_final || agreed.is_some())
-            .map(|(media, agreed)| self.input(media, agreed.as_ref(), conn, local.ip(), peer.ip()))
-            .collect();
-        self.has_inputs = true;
-        self.stage = self.stage.wrapping_add(1);
-        self.deadline = Some(now + self.times.upstream_reply);
-        self.outputs.push_back(UpstreamOutput::Install(self.stage, inputs));
-    }
-
-    fn input(
-        &self,
-        media: &UpstreamMedia,
-        agreed: Option<&Agreed>,
-        conn: ConnId,
-        local: IpAddr,
-        peer: IpAddr,
-    ) -> InputRow {
-        let (encap, ssrc) = match agreed {
-            Some(Agreed::Tcp { channels, ssrc }) => {
-                let rtcp = channels.rtcp_channel().unwrap_or(channels.rtp);
-                (Encap::Interleaved { conn, rtp: channels.rtp, rtcp }, *ssrc)
-            }
-            // `source=` is not believed: media is admitted from the RTSP peer's address only (SEC-2).
-            Some(Agreed::Udp { rtp, rtcp, ssrc, .. }) => {
-                (Encap::Udp { peer, peer_rtp: *rtp, peer_rtcp: *rtcp, local }, *ssrc)
-            }
-            None => (Encap::Udp { peer, peer_rtp: None, peer_rtcp: None, local }, None),
-        };
-        InputRow {
-            track: TrackId(media.index as u8),
-            encap,
-            ssrc,
-            feedback: media.profile.is_feedback(),
-            generation: self.generation,
-        }
-    }
-
-    fn set_up_next(&mut self, now: Instant) {
-        let Some(media) = self.media.get(self.next) else {
-            if self.agreed.iter().all(Option::is_none) {
-                return self.fail(now, Status::BAD_GATEWAY, "setup");
-            }
-            self.enter(Phase::Installing);
-            return self.install(now);
-        };
-        let asked = match (self.lower, self.ports.get(self.next).copied().flatten()) {
-            (LowerTransport::Udp, Some(ports)) => {
-                TransportSpec::udp_request(media.profile, PortRange::pair(ports.rtp, ports.rtcp))
-            }
-            (LowerTransport::Udp, None) => return self.fail(now, Status::SERVICE_UNAVAILABLE, "no_ports"),
-            (LowerTransport::Tcp, _) => {
-                let rtp = (self.next.min(127) * 2) as u8;
-                TransportSpec::tcp_request(media.profile, ChannelRange::pair(rtp, rtp + 1))
-            }
-        };
-        if let Some(client) = &mut self.client {
-            client.setup(now, self.next, media.url.clone(), asked);
-        }
-        self.drain_client(now);
-    }
-
     fn drain_client(&mut self, now: Instant) {
         while let Some(output) = self.client.as_mut().and_then(Client::poll_output) {
             match output {
@@ -627,180 +536,5 @@ impl Upstream {
             LowerTransport::Udp => "udp",
             LowerTransport::Tcp => "tcp",
         }
-    }
-
-    fn accept(&mut self, now: Instant, media: usize, agreed: Agreed) {
-        if let Agreed::Tcp { channels, .. } = &agreed {
-            let rtcp = channels.rtcp_channel();
-            let is_taken = self.agreed.iter().flatten().any(|other| match other {
-                Agreed::Tcp { channels: other, .. } => {
-                    let used = [Some(other.rtp), other.rtcp_channel()];
-                    used.contains(&Some(channels.rtp)) || used.contains(&rtcp)
-                }
-                Agreed::Udp { .. } => false,
-            });
-            if is_taken || rtcp == Some(channels.rtp) {
-                return self.fail(now, Status::BAD_GATEWAY, "channels");
-            }
-        }
-        if let Some(slot) = self.agreed.get_mut(media) {
-            *slot = Some(agreed);
-        }
-        self.next = media + 1;
-        self.set_up_next(now);
-    }
-
-    fn handle_failure(&mut self, now: Instant, error: ClientError) {
-        let is_auto = self.route.transport == PullTransport::Auto;
-        match error {
-            ClientError::Refused { step: Step::Setup(_), status: Status::UNSUPPORTED_TRANSPORT }
-                if is_auto =>
-            {
-                let is_first = self.agreed.iter().all(Option::is_none);
-                match self.lower {
-                    LowerTransport::Udp if !self.refused_tcp => {
-                        self.prefers_tcp = true;
-                        self.outputs.push_back(UpstreamOutput::Note("upstream.fallback", "461"));
-                    }
-                    LowerTransport::Tcp if !self.refused_tcp => {
-                        // It took UDP before, or never said: UDP once more, then that is its answer.
-                        self.refused_tcp = true;
-                        self.prefers_tcp = false;
-                    }
-                    _ => {
-                        self.refused_tcp = false;
-                        return self.fail(now, Status::BAD_GATEWAY, "transport");
-                    }
-                }
-                if is_first { self.open(now) } else { self.reopen(now, "transport") }
-            }
-            // A media that cannot be set up does not take the others with it.
-            ClientError::Refused { step: Step::Setup(media), status }
-                if self.media.len() > 1 && status != Status::NOT_ENOUGH_BANDWIDTH =>
-            {
-                self.outputs.push_back(UpstreamOutput::Note("upstream.media_refused", "setup"));
-                self.next = media + 1;
-                self.set_up_next(now);
-            }
-            ClientError::Timeout(_) => {
-                self.fail_with(now, Status::GATEWAY_TIMEOUT, "timeout", error.to_string());
-            }
-            ClientError::Unauthorized(AuthFailure::BasicNotAllowed) => {
-                self.fail(now, Status::BAD_GATEWAY, BASIC_NOT_ALLOWED);
-            }
-            ClientError::Unauthorized(_) => {
-                self.fail_with(now, Status::BAD_GATEWAY, UNAUTHORIZED, error.to_string());
-            }
-            ClientError::Refused { .. } => {
-                self.fail_with(now, Status::BAD_GATEWAY, "refused", error.to_string());
-            }
-            ClientError::Malformed { .. } => {
-                self.fail_with(now, Status::BAD_GATEWAY, "malformed", error.to_string());
-            }
-        }
-    }
-
-    fn take_inputs_away(&mut self) {
-        self.stage = self.stage.wrapping_add(1);
-        if self.has_inputs {
-            self.has_inputs = false;
-            self.outputs.push_back(UpstreamOutput::Away);
-        }
-    }
-
-    fn drop_conn(&mut self) {
-        self.client = None;
-        self.peer = None;
-        self.local = None;
-        if let Some(conn) = self.conn.take() {
-            self.outputs.push_back(UpstreamOutput::Close(conn));
-        }
-    }
-
-    fn fail(&mut self, now: Instant, status: Status, reason: &'static str) {
-        self.fail_with(now, status, reason, String::new());
-    }
-
-    /// Opening did not work: tells who waits, and tries again while viewers stay.
-    fn fail_with(&mut self, now: Instant, status: Status, reason: &'static str, detail: String) {
-        self.take_inputs_away();
-        self.drop_conn();
-        self.linger = None;
-        self.probe = None;
-        // A refusal for want of credentials is never answered from memory (RTSP-28).
-        self.failure = (![UNAUTHORIZED, BASIC_NOT_ALLOWED].contains(&reason)).then_some((now, status));
-        let is_asked_for = std::mem::take(&mut self.demand.waiting);
-        let is_news = is_asked_for || self.failures.is_multiple_of(FAILURES_PER_LINE);
-        self.failures = self.failures.wrapping_add(1);
-        self.back_off(now);
-        self.outputs.push_back(UpstreamOutput::Failed { status, reason, detail, is_news });
-        self.tell_if_gone();
-    }
-
-    /// A camera that played is gone; the legs stay.
-    fn lose(&mut self, now: Instant, reason: &'static str) {
-        self.take_inputs_away();
-        self.drop_conn();
-        self.linger = None;
-        self.probe = None;
-        self.outputs.push_back(UpstreamOutput::Note("upstream.lost", reason));
-        self.back_off(now);
-        self.tell_if_gone();
-    }
-
-    fn back_off(&mut self, now: Instant) {
-        if !self.demand.playing {
-            return self.enter(Phase::Idle);
-        }
-        let (first, longest) = self.times.backoff;
-        let wait = first.saturating_mul(1 << self.attempts.min(8)).min(longest);
-        self.attempts = self.attempts.saturating_add(1);
-        self.enter(Phase::Backoff);
-        self.deadline = Some(now + wait);
-    }
-
-    /// Takes leave of the camera as well as it can be done without waiting, and dials it anew.
-    fn reopen(&mut self, now: Instant, reason: &'static str) {
-        self.outputs.push_back(UpstreamOutput::Note("upstream.reopen", reason));
-        self.take_inputs_away();
-        if let Some(client) = &mut self.client {
-            client.teardown(now);
-            while let Some(output) = client.poll_output() {
-                if let (ClientOutput::Send(request), Some(conn)) = (output, self.conn) {
-                    self.outputs.push_back(UpstreamOutput::Send(conn, request));
-                }
-            }
-        }
-        self.drop_conn();
-        self.linger = None;
-        self.probe = None;
-        self.enter(Phase::Idle);
-        self.progress(now);
-        self.tell_if_gone();
-    }
-
-    /// Nothing is open and nothing is wanted. What the camera said about transports is forgotten: the way to
-    /// it may have changed when it is opened the next time (RTSP-15).
-    fn tell_if_gone(&mut self) {
-        if self.phase == Phase::Idle {
-            self.prefers_tcp = false;
-            self.refused_tcp = false;
-            self.outputs.push_back(UpstreamOutput::Gone);
-        }
-    }
-
-    fn finish_closing(&mut self, now: Instant) {
-        self.drop_conn();
-        self.rest(now);
-    }
-
-    /// Nothing is open any more; demand that came meanwhile starts over.
-    fn rest(&mut self, now: Instant) {
-        self.take_inputs_away();
-        self.drop_conn();
-        self.linger = None;
-        self.enter(Phase::Idle);
-        self.progress(now);
-        self.tell_if_gone();
     }
 }

@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use std::io::IoSlice;
 
 use super::*;
 use crate::demux::check::demultiplex;
