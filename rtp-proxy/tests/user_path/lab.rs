@@ -174,6 +174,33 @@ impl Lab {
         (SocketAddr::new(ip, rtp), SocketAddr::new(ip, rtcp))
     }
 
+    /// A camera on UDP that has delivered this packet, its first.
+    pub(crate) async fn active_camera(&mut self, packet: &[u8]) -> (Pair, [SocketAddr; 2]) {
+        let camera = Pair::open(V4).await;
+        let (to, rtcp_to) = self.open_udp(&camera, 1).await;
+        camera.rtp.send_to(packet, to).await.unwrap();
+        let stream = self.stream;
+        self.report(|report| matches!(report, Report::InputActive { stream: of, .. } if *of == stream)).await;
+        (camera, [to, rtcp_to])
+    }
+
+    /// A viewer on UDP that plays.
+    pub(crate) async fn play_udp(&mut self) -> (Pair, LegId) {
+        let viewer = Pair::open(V4).await;
+        let leg = self.attach_udp(&viewer).await;
+        self.arm(leg).await;
+        (viewer, leg)
+    }
+
+    /// A viewer on a connection that plays on channels 0 and 1; the response waits to be read. `buffer`: of
+    /// its sockets.
+    pub(crate) async fn play_tcp(&mut self, buffer: Option<usize>) -> (TcpStream, ConnHandle, LegId) {
+        let (mut client, handle, conn) = self.connect(buffer).await;
+        let leg = self.attach(LegEncap::Interleaved { conn, rtp: 0, rtcp: 1 }).await;
+        self.play_interleaved(&mut client, &handle, leg).await;
+        (client, handle, leg)
+    }
+
     pub(crate) fn leg_id(&mut self) -> LegId {
         self.next += 1;
         LegId::new(self.next, [3; 10])
@@ -308,12 +335,7 @@ impl Lab {
 /// A camera on UDP for stream `number`, which has delivered its first packet, 0.
 pub(crate) async fn camera(lab: &mut Lab, number: u8) -> (Pair, [SocketAddr; 2]) {
     lab.turn_to(number);
-    let camera = Pair::open(V4).await;
-    let (to, rtcp_to) = lab.open_udp(&camera, 1).await;
-    camera.rtp.send_to(&rtp(0, 0, u32::from(number), 172), to).await.unwrap();
-    let stream = lab.stream;
-    lab.report(|report| matches!(report, Report::InputActive { stream: of, .. } if *of == stream)).await;
-    (camera, [to, rtcp_to])
+    lab.active_camera(&rtp(0, 0, u32::from(number), 172)).await
 }
 
 /// Reads the response and then frames.

@@ -136,13 +136,8 @@ fn a_storm_of_key_frame_requests_is_few_upstream() {
 fn the_goodbye_of_a_source_is_consumed() {
     // RTP-24.
     run(async |mut lab| {
-        let camera = Pair::open(V4).await;
-        let (to, rtcp_to) = lab.open_udp(&camera, 1).await;
-        camera.rtp.send_to(&rtp(0, 0, 7, 172), to).await.unwrap();
-        lab.report(|report| matches!(report, Report::InputActive { .. })).await;
-        let viewer = Pair::open(V4).await;
-        let leg = lab.attach_udp(&viewer).await;
-        lab.arm(leg).await;
+        let (camera, [to, rtcp_to]) = lab.active_camera(&rtp(0, 0, 7, 172)).await;
+        let (viewer, _) = lab.play_udp().await;
         let mut bye = sender_report(7, 160);
         bye.extend([0x81, 203, 0, 1, 0, 0, 0, 7]);
         camera.rtcp.send_to(&bye, rtcp_to).await.unwrap();
@@ -201,16 +196,9 @@ fn what_a_full_receive_buffer_loses_is_counted() {
 fn viewers_on_tcp_get_no_packet_twice() {
     // RTP-8.
     run(async |mut lab| {
-        let camera = Pair::open(V4).await;
-        let (to, _) = lab.open_udp(&camera, 1).await;
-        camera.rtp.send_to(&rtp(0, 0, 7, 172), to).await.unwrap();
-        lab.report(|report| matches!(report, Report::InputActive { .. })).await;
-        let viewer = Pair::open(V4).await;
-        let udp = lab.attach_udp(&viewer).await;
-        lab.arm(udp).await;
-        let (mut client, handle, conn) = lab.connect(None).await;
-        let tcp = lab.attach(LegEncap::Interleaved { conn, rtp: 0, rtcp: 1 }).await;
-        lab.play_interleaved(&mut client, &handle, tcp).await;
+        let (camera, [to, _]) = lab.active_camera(&rtp(0, 0, 7, 172)).await;
+        let (viewer, _) = lab.play_udp().await;
+        let (mut client, _handle, _) = lab.play_tcp(None).await;
         read_response(&mut client).await;
         for i in 1..50 {
             let packet = rtp(i, 0, 7, 172);
@@ -229,16 +217,9 @@ fn viewers_on_tcp_get_no_packet_twice() {
 fn viewers_on_tcp_get_packets_in_sequence() {
     // RTP-12.
     run(async |mut lab| {
-        let camera = Pair::open(V4).await;
-        let (to, _) = lab.open_udp(&camera, 1).await;
-        camera.rtp.send_to(&rtp(0, 0, 7, 172), to).await.unwrap();
-        lab.report(|report| matches!(report, Report::InputActive { .. })).await;
-        let viewer = Pair::open(V4).await;
-        let udp = lab.attach_udp(&viewer).await;
-        lab.arm(udp).await;
-        let (mut client, handle, conn) = lab.connect(None).await;
-        let tcp = lab.attach(LegEncap::Interleaved { conn, rtp: 0, rtcp: 1 }).await;
-        lab.play_interleaved(&mut client, &handle, tcp).await;
+        let (camera, [to, _]) = lab.active_camera(&rtp(0, 0, 7, 172)).await;
+        let (viewer, _) = lab.play_udp().await;
+        let (mut client, _handle, _) = lab.play_tcp(None).await;
         read_response(&mut client).await;
         // One datagram, so that nothing can be late: its segments are swapped in threes.
         let came: Vec<u16> = (0..20).flat_map(|i| [1, 3, 2].map(|k| i * 3 + k)).collect();

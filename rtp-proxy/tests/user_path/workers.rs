@@ -270,9 +270,7 @@ fn a_stalled_viewer_is_shed_by_the_worker_of_another_stream() {
     run_on(2, async |mut lab| {
         let (_first, _) = camera(&mut lab, 1).await;
         let (second, [to, _]) = camera(&mut lab, 2).await;
-        let viewer = Pair::open(V4).await;
-        let leg = lab.attach_udp(&viewer).await;
-        lab.arm(leg).await;
+        let (viewer, _) = lab.play_udp().await;
         let (mut stalled, handle, conn) = lab.connect(Some(8192)).await;
         lab.turn_to(1);
         interleaved(&mut lab, conn, 0).await;
