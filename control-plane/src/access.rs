@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use msm_handover::Anchor;
+use msm_rtsp::auth::inventory::LimiterInventory;
 use msm_rtsp::auth::{
     AuthRequest, Authorization, BasicPolicy, ConnAuth, DigestOffer, FailureLimiter, ServerAuth, Verdict,
 };
@@ -60,6 +62,16 @@ impl AccessPolicy {
             }
         }
         Self { by_name, everywhere, limiter: FailureLimiter::new() }
+    }
+
+    /// Failures of late.
+    pub(crate) fn limiter(&self) -> &FailureLimiter {
+        &self.limiter
+    }
+
+    /// Takes over failures of late.
+    pub(crate) fn set_limiter(&mut self, inventory: LimiterInventory, at: &Anchor) {
+        self.limiter = FailureLimiter::restore(inventory, at);
     }
 
     /// Whether anybody may read and publish `name`.

@@ -16,6 +16,8 @@ use crate::quota::Identity;
 use crate::sessions::SessionKey;
 use crate::upstream::Upstream;
 
+pub(crate) mod inventory;
+
 /// A publisher's hold on a stream.
 #[derive(Debug)]
 pub(crate) struct Publication {

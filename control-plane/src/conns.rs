@@ -20,6 +20,8 @@ use crate::sessions::{PendingSetup, SessionKey};
 use crate::streams::Wanted;
 use crate::timer::Wake;
 
+pub(crate) mod inventory;
+
 /// Names one request of one connection, so that a late result does not answer another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
@@ -36,8 +38,8 @@ pub(crate) enum Wait {
     Description,
     /// A leg or an input of a SETUP.
     SetUp(PendingSetup),
-    /// The gate of a leg.
-    Play(SessionKey),
+    /// The gate of a leg, until its packet path has to say what opened.
+    Play(SessionKey, Instant),
     /// The closed gate of a leg.
     Pause(SessionKey),
     /// One media of several being removed.
@@ -243,7 +245,7 @@ impl ControlPlane {
                 busy.wait = Wait::Claim;
                 self.retry(id);
             }
-            Wait::Play(key) => self.fail_play(now, key, id, Status::GATEWAY_TIMEOUT),
+            Wait::Play(key, _) => self.fail_play(now, key, id, Status::GATEWAY_TIMEOUT),
             Wait::SetUp(pending) => {
                 let key = pending.session();
                 self.undo_setup(now, pending);

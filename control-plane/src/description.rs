@@ -21,6 +21,11 @@ impl Description {
         Ok(Self { tracks: sdp.tracks(), sdp })
     }
 
+    /// The SDP as it was understood; [`Self::parse`] makes the same of it again.
+    pub(crate) fn source(&self) -> Bytes {
+        Bytes::from(self.sdp.to_bytes())
+    }
+
     /// `a=control` of the session.
     pub(crate) fn session_control(&self) -> Option<&str> {
         self.sdp.session_control()

@@ -15,6 +15,7 @@
 
 pub mod config;
 pub mod event;
+pub mod inventory;
 pub mod resolve;
 pub mod status;
 
@@ -247,6 +248,7 @@ impl ControlPlane {
 
     /// The stream of `name`: one that exists, or a configured pull that is made now.
     fn find_stream(&mut self, now: Now, name: &str) -> Option<StreamId> {
+        self.forget_changed_pull(name);
         if let Some(id) = self.catalog.find(name) {
             return Some(id);
         }

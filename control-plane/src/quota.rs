@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::{IdentityLimits, Limits};
 
+pub(crate) mod inventory;
+
 /// Entries looked at per SETUP to forget idle ones: more than one, so that they become fewer.
 const LOOKS: usize = 2;
 

@@ -5,6 +5,7 @@
 //! publishers.
 
 mod finish;
+pub(crate) mod inventory;
 mod publish;
 mod setup;
 
@@ -211,7 +212,7 @@ impl ControlPlane {
         };
         let wait = if is_flowing || is_away { GATE_WAIT_KNOWN.min(reply) } else { reply.mul_f32(GATE_SHARE) };
         let ticket = self.ticket(id);
-        self.wait(id, Wait::Play(key));
+        self.wait(id, Wait::Play(key, now.instant + wait));
         // Armed before the camera is asked to play, so that no viewer misses its first picture.
         let op = LegOp::Arm { leg, wait_millis: wait.as_millis() as u32 };
         self.send_leg(op, Operation::Request(ticket));
@@ -275,8 +276,10 @@ impl ControlPlane {
                 self.undo_setup(now, pending);
                 self.answer_error(id, &error);
             }
-            (Some(Wait::Play(key)), Ok(LegState::Armed(starts))) => self.answer_play(now, id, key, &starts),
-            (Some(Wait::Play(key)), Err(error)) => {
+            (Some(Wait::Play(key, _)), Ok(LegState::Armed(starts))) => {
+                self.answer_play(now, id, key, &starts);
+            }
+            (Some(Wait::Play(key, _)), Err(error)) => {
                 self.stop_counting(now, key);
                 self.answer_error(id, &error);
             }
@@ -386,7 +389,7 @@ impl ControlPlane {
             .conns
             .get(&id)
             .and_then(|conn| conn.busy.as_ref())
-            .is_some_and(|busy| matches!(busy.wait, Wait::Play(waiting) if waiting == key));
+            .is_some_and(|busy| matches!(busy.wait, Wait::Play(waiting, _) if waiting == key));
         if is_waiting {
             self.fail_play(now, key, id, status);
         }

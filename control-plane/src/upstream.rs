@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use msm_graph::{ConnId, InputRow, PortPair, RowState};
-use msm_rtsp::client::{Client, ClientConfig, ClientOutput};
+use msm_rtsp::client::{Client, ClientOutput};
 use msm_rtsp::message::{Request, Response, Status};
 use msm_rtsp::transport::{Agreed, LowerTransport, Profile};
 
@@ -19,6 +19,7 @@ use crate::config::{PullTransport, Times};
 use crate::event::OpError;
 use crate::resolve::SourceRoute;
 
+pub(crate) mod inventory;
 mod recovery;
 mod setup;
 
@@ -261,14 +262,7 @@ impl Upstream {
         self.local = Some(local);
         self.peer = Some(peer);
         self.last_peer = Some(peer.ip());
-        let mut client = Client::new(ClientConfig {
-            url: self.route.url.clone(),
-            agent: self.agent.clone(),
-            credentials: self.route.credentials.clone(),
-            basic: self.route.basic,
-            cnonce: self.cnonce,
-            reply: self.times.upstream_reply,
-        });
+        let mut client = Client::new(self.client_config());
         client.describe(now);
         self.client = Some(client);
         self.enter(Phase::Describing);

@@ -82,12 +82,17 @@ fn pick<T: Clone>(of: &[T], n: usize) -> Option<T> {
     if of.is_empty() { None } else { of.get(n % of.len()).cloned() }
 }
 
-fn run(deeds: Vec<Deed>) {
+/// Everything that clients, cameras, the packet path and the operator saw. Before deeds that `swaps` names
+/// another program takes over.
+fn run(deeds: Vec<Deed>, swaps: &[bool]) -> [String; 6] {
     let mut world = World::with_camera();
     let mut conns: Vec<ConnId> = Vec::new();
     let mut sessions: Vec<String> = Vec::new();
     let mut peers = 0;
-    for deed in deeds {
+    for (index, deed) in deeds.into_iter().enumerate() {
+        if swaps.get(index).copied().unwrap_or(false) {
+            world.hand_over();
+        }
         match deed {
             Deed::Connect if conns.len() < 6 => {
                 peers += 1;
@@ -172,6 +177,14 @@ fn run(deeds: Vec<Deed>) {
     assert!(control.sessions.is_empty() && control.session_ids.is_empty() && control.session_legs.is_empty());
     assert!(control.conns.is_empty() && control.operations.is_empty() && control.upstream_conns.is_empty());
     assert!(control.catalog.streams.values().all(|stream| stream.legs.is_empty() && stream.playing == 0));
+    [
+        format!("{:?}", world.reply_log),
+        format!("{:?}", world.row_log),
+        format!("{:?}", world.leg_log),
+        format!("{:?}", world.camera().requests),
+        format!("{:?} {:?}", world.closed, world.released),
+        format!("{:?}", world.notes),
+    ]
 }
 
 proptest! {
@@ -179,6 +192,17 @@ proptest! {
 
     #[test]
     fn any_order_of_deeds_leaves_nothing_behind(deeds in deeds()) {
-        run(deeds);
+        run(deeds, &[]);
+    }
+
+    #[test]
+    fn nobody_can_tell_that_another_program_took_over(
+        deeds in deeds(),
+        swaps in proptest::collection::vec(proptest::bool::weighted(0.2), 250),
+    ) {
+        let plain = run(deeds.clone(), &[]);
+        for (handed, plain) in run(deeds, &swaps).into_iter().zip(plain) {
+            prop_assert_eq!(handed, plain);
+        }
     }
 }

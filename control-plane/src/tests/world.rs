@@ -1,10 +1,13 @@
 //! A packet path, cameras and clients for the machine, all on virtual time.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use msm_graph::*;
+use msm_handover::Anchor;
 use msm_rtsp::auth::{BasicPolicy, ClientAuth, Credentials};
 use msm_rtsp::message::{Method, Request, Response, Status};
 use msm_rtsp::transport::parse_transport;
@@ -12,16 +15,19 @@ use msm_rtsp::transport::parse_transport;
 use crate::ControlPlane;
 use crate::config::Config;
 use crate::event::{Action, ConnEnd, Entropy, Event, Now, OpError, OpToken};
+use crate::inventory::PlaneInventory;
 
 /// Bytes that differ and repeat from run to run.
-#[derive(Debug, Default)]
-struct Counter(u64);
+#[derive(Debug, Default, Clone)]
+pub(super) struct Counter(Rc<Cell<u64>>);
 
 impl Entropy for Counter {
     fn fill(&mut self, buf: &mut [u8]) {
         for byte in buf {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            *byte = (self.0 >> 33) as u8;
+            let last = self.0.get();
+            let next = last.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.0.set(next);
+            *byte = (next >> 33) as u8;
         }
     }
 }
@@ -142,6 +148,8 @@ pub(super) struct FakeLeg {
 /// Everything around the machine.
 pub(super) struct World {
     pub(super) control: ControlPlane,
+    pub(super) config: Config,
+    pub(super) entropy: Counter,
     pub(super) now: Instant,
     start: Instant,
     pub(super) cameras: HashMap<String, Camera>,
@@ -172,8 +180,11 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(config: Config) -> Self {
         let start = Instant::now_for_tests();
+        let entropy = Counter::default();
         Self {
-            control: ControlPlane::new(config, Box::new(Counter::default())).unwrap(),
+            control: ControlPlane::new(config.clone(), Box::new(entropy.clone())).unwrap(),
+            config,
+            entropy,
             now: start,
             start,
             cameras: HashMap::new(),
@@ -209,11 +220,27 @@ impl World {
         world
     }
 
+    /// Another program takes over, with what this one writes down. What it asks for again is not logged.
+    pub(super) fn hand_over(&mut self) {
+        let at = Anchor::new(self.start, 1 << 44);
+        let inventory = self.control.inventory(&at).unwrap();
+        let text = serde_json::to_string(&inventory).unwrap();
+        let read: PlaneInventory = serde_json::from_str(&text).unwrap();
+        let entropy = Box::new(self.entropy.clone());
+        self.control = ControlPlane::restore(self.config.clone(), entropy, read, &at, self.clock()).unwrap();
+        // The packet path of the former program took the answers with it.
+        self.waiting_arms.clear();
+        let logged = self.leg_log.len();
+        self.pump();
+        assert!(self.leg_log[logged..].iter().all(|op| matches!(op, LegOp::Arm { .. })));
+        self.leg_log.truncate(logged);
+    }
+
     pub(super) fn camera(&mut self) -> &mut Camera {
         self.cameras.get_mut("192.0.2.10").unwrap()
     }
 
-    fn clock(&self) -> Now {
+    pub(super) fn clock(&self) -> Now {
         Now { instant: self.now, unix: Duration::from_secs(1_800_000_000) + (self.now - self.start) }
     }
 
