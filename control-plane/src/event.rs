@@ -134,7 +134,7 @@ pub enum Action {
     ReleaseMedia {
         /// The connection.
         conn: ConnId,
-        /// RTP channels that may flow now; RTCP is channel + 1 or as the leg says.
+        /// Channels of RTP and RTCP that may flow now.
         channels: Vec<u8>,
     },
     /// Whether a session lives on an accepted connection: suspends its idle deadline.

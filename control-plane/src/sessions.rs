@@ -355,14 +355,13 @@ impl ControlPlane {
         if let Some(info) = RtpInfo::format_list(&info) {
             response = response.with("RTP-Info", info);
         }
-        let channels: Vec<u8> = session
-            .tracks
-            .iter()
-            .filter_map(|track| match track.encap {
-                LegEncap::Interleaved { rtp, .. } => Some(rtp),
-                LegEncap::Udp { .. } => None,
-            })
-            .collect();
+        // Both of each track: sender reports wait behind the answer like the media (RTSP-44).
+        let mut channels = Vec::new();
+        for track in &session.tracks {
+            if let LegEncap::Interleaved { rtp, rtcp, .. } = track.encap {
+                channels.extend([rtp, rtcp]);
+            }
+        }
         let join = now.instant.saturating_duration_since(session.began).as_millis().to_string();
         self.answer(id, response);
         if !channels.is_empty() {

@@ -5,6 +5,7 @@
 pub mod camera;
 pub mod fixture;
 pub mod lab;
+pub mod lip_sync;
 pub mod matrix;
 pub mod oracle;
 pub mod packet;

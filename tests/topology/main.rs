@@ -11,6 +11,7 @@ mod healthy;
 mod hostile_connections;
 mod hostile_media;
 mod hostile_sessions;
+mod lip_sync;
 mod load;
 mod reports;
 mod restart;

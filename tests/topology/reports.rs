@@ -79,11 +79,17 @@ fn the_end_of_the_proxy_is_a_bye_to_every_viewer_and_a_teardown_to_the_camera() 
 /// Case 25, RTP-21, and lip sync after a switch.
 #[test]
 fn sender_reports_are_mapped_to_the_tick_after_a_switch() {
+    for transport in Transport::ALL {
+        map_reports(transport);
+    }
+}
+
+fn map_reports(transport: Transport) {
     let scratch = Scratch::new("mapping").unwrap();
     let proxy = proxy(scratch.path(), &[]).unwrap();
     let url = proxy.url("cam");
     let mut feed = Feed::record(&url, Transport::Udp).unwrap();
-    let mut viewer = feed::play(&mut feed, &url, Transport::Udp).unwrap();
+    let mut viewer = feed::play(&mut feed, &url, transport).unwrap();
     let mut reports = 0;
     for run in 0..3 {
         if run > 0 {

@@ -82,6 +82,13 @@ impl Ntp {
         ((self.0 >> 32) as u32, self.0 as u32)
     }
 
+    /// This time plus ticks of a clock, rounded to the nearest fraction; wraps.
+    #[must_use]
+    pub fn plus(self, ticks: u64, clock: ClockRate) -> Self {
+        let hz = u128::from(clock.hz());
+        Self(self.0.wrapping_add((((u128::from(ticks) << 32) + hz / 2) / hz) as u64))
+    }
+
     /// Microseconds since 1900, rounded to the nearest.
     pub fn micros(self) -> i64 {
         ((u128::from(self.0) * 1_000_000 + (1 << 31)) >> 32) as i64

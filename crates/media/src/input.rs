@@ -57,7 +57,8 @@ pub struct InputConfig {
     pub feedback: bool,
     /// SSRC of our reports, random.
     pub own_ssrc: u32,
-    /// CNAME of our reports (RFC 7022), at most 255 bytes.
+    /// CNAME of our reports (RFC 7022), at most 255 bytes; the same for all tracks of a source, for it
+    /// stands in for that of a source that names none.
     pub cname: String,
 }
 
@@ -414,6 +415,10 @@ impl TrackInput {
                 Packet::Sr(sr) => {
                     let mut stripped = Vec::with_capacity(bytes.len());
                     compound.write_without_bye(&mut stripped);
+                    if !compound.has_cname() {
+                        // Without one a viewer cannot tell which tracks belong together.
+                        write_cname(&mut stripped, sr.ssrc(), self.config.cname.as_bytes());
+                    }
                     let down = Down { info: sr.info(), at: now, bytes: stripped };
                     if ssrc == Some(sr.ssrc()) {
                         self.down = Some(down);

@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use crate::clock::RtpTime;
 use crate::drop::{DropReason, Drops};
 use crate::input::{Arrival, Batch, RunHead, TrackInput};
 use crate::project::{Head, Projection, ResumePolicy};
@@ -379,7 +380,9 @@ impl LegTrack {
     /// step at once (RTP-21).
     ///
     /// A transparent leg sends the source's compound unchanged. A projected one gets the same NTP time
-    /// with its own timestamp, SSRC and counts. A source without sender reports gets none invented.
+    /// with its own timestamp, SSRC and counts. A source without sender reports gets none invented. A report
+    /// of earlier is brought up to the latest packet, along its own line: rtspsrc discards one that is older
+    /// than the first packet it got.
     pub fn sender_report(&mut self, now: Instant, input: &TrackInput, scratch: &mut Vec<u8>) -> RtcpPass {
         let (Gate::Open { .. }, Some(projection), Some(current), Some(sr)) =
             (self.gate, self.projection, input.current(), input.sender_report())
@@ -389,17 +392,21 @@ impl LegTrack {
         if projection.run() != current.run {
             return RtcpPass::Nothing; // the splice is still waiting; its mapping is not known yet
         }
-        self.sent_srs.note(sr.info.ntp.middle(), now);
-        if projection.is_transparent() {
+        let since = RtpTime(current.head.ts).since(sr.info.rtp);
+        let source = match u64::try_from(since) {
+            Ok(ticks) if ticks > 0 && sr.at != now => sr.info.later(ticks, input.clock()),
+            _ => sr.info,
+        };
+        self.sent_srs.note(source.ntp.middle(), now);
+        if projection.is_transparent() && source == sr.info {
             return RtcpPass::Unchanged;
         }
-        let info = report::map_sr(
-            &sr.info,
-            projection.ssrc(),
-            projection.dts(),
-            self.sent.packets,
-            self.sent.octets,
-        );
+        let info = if projection.is_transparent() {
+            source
+        } else {
+            let Sent { packets, octets, .. } = self.sent;
+            report::map_sr(&source, projection.ssrc(), projection.dts(), packets, octets)
+        };
         scratch.clear();
         write_sr(scratch, &info);
         if let Some(cname) = input.source_cname() {

@@ -125,12 +125,12 @@ impl Stream {
                 Some(mut known) => {
                     let feedback = known.media.config().feedback;
                     let own_ssrc = known.media.config().own_ssrc;
-                    known.media.replace(now, media_config(&track, feedback, own_ssrc));
+                    known.media.replace(now, media_config(self.id, &track, feedback, own_ssrc));
                     known.row = track;
                     known
                 }
                 None => {
-                    let media = TrackInput::new(now, media_config(&track, false, entropy()));
+                    let media = TrackInput::new(now, media_config(self.id, &track, false, entropy()));
                     Track { row: track, media, input: None, legs: Vec::new() }
                 }
             });
@@ -150,9 +150,10 @@ impl Stream {
     /// Puts an input in place; the one before it, if any, is returned to be closed.
     pub(crate) fn set_input(&mut self, now: Instant, row: InputRow, entry: Entry) -> Option<Input> {
         self.silent_reported = None;
+        let stream = self.id;
         let track = self.track_mut(row.track)?;
         let own_ssrc = track.media.config().own_ssrc;
-        track.media.replace(now, media_config(&track.row, row.feedback, own_ssrc));
+        track.media.replace(now, media_config(stream, &track.row, row.feedback, own_ssrc));
         track.input.replace(Input { row, entry, opened: now, delivered: false })
     }
 
@@ -517,7 +518,7 @@ impl Stream {
     }
 }
 
-fn media_config(track: &TrackRow, feedback: bool, own_ssrc: u32) -> InputConfig {
+fn media_config(stream: StreamId, track: &TrackRow, feedback: bool, own_ssrc: u32) -> InputConfig {
     InputConfig {
         // The SDP parser saw to it that a clock rate is at least 1.
         clock: ClockRate::new(track.clock_rate)
@@ -527,6 +528,7 @@ fn media_config(track: &TrackRow, feedback: bool, own_ssrc: u32) -> InputConfig 
         payload_types: track.payload_types.clone(),
         feedback,
         own_ssrc,
-        cname: format!("msm-{own_ssrc:08x}"),
+        // One name for all tracks; the random half of the id says nothing of the stream (RFC 7022).
+        cname: format!("msm-{:016x}", stream.as_uuid().as_u64_pair().1),
     }
 }

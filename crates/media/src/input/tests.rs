@@ -254,7 +254,8 @@ fn bye_of_the_source_is_consumed_and_reported() {
     let mut source = source();
     rig.receive(&[source.frame(b"x")]);
     rig.events();
-    let report = source.sender_report(1);
+    let mut report = source.sender_report(1);
+    write_cname(&mut report, source.ssrc, b"camera");
     let mut with_bye = report.clone();
     write_bye(&mut with_bye, source.ssrc);
     let now = rig.now;
@@ -272,13 +273,53 @@ fn bye_of_the_source_is_consumed_and_reported() {
 fn a_sender_report_may_come_before_the_first_packet() {
     let mut rig = Rig::new(Codec::Other);
     let mut source = source();
-    let early = source.sender_report(5);
+    let mut early = source.sender_report(5);
+    write_cname(&mut early, source.ssrc, b"camera");
     let now = rig.now;
     rig.input.handle_rtcp(now, &early).unwrap();
     assert!(!rig.input.take_down());
     rig.receive(&[source.frame(b"x")]);
     assert!(rig.input.take_down(), "Reolink reports before the PLAY reply");
     assert_eq!(rig.input.down(), Some(early.as_slice()));
+}
+
+#[test]
+fn a_source_that_names_none_gets_our_cname() {
+    let mut rig = Rig::new(Codec::Other);
+    let mut source = source();
+    rig.receive(&[source.frame(b"x")]);
+    let bare = source.sender_report(5);
+    let now = rig.now;
+    rig.input.handle_rtcp(now, &bare).unwrap();
+    assert!(rig.input.down().unwrap().starts_with(&bare), "RTP-20: ffmpeg's");
+    assert_eq!(rig.input.source_cname(), Some(&b"proxy@example"[..]), "rtspsrc has no lip sync without");
+    let mut named = source.sender_report(6);
+    write_cname(&mut named, source.ssrc, b"camera");
+    rig.input.handle_rtcp(now, &named).unwrap();
+    assert_eq!(rig.input.down(), Some(named.as_slice()), "RTP-21: unchanged");
+}
+
+#[test]
+fn a_new_leg_gets_the_report_of_its_moment_along_the_line_of_the_last_one() {
+    let mut rig = Rig::new(Codec::Other);
+    let mut source = source();
+    rig.receive(&[source.frame(b"x")]);
+    let now = rig.now;
+    rig.input.handle_rtcp(now, &source.sender_report(0xd000_0000_8000_0000)).unwrap();
+    let reported = source.ts;
+    for _ in 0..75 {
+        rig.tick(40);
+        rig.receive(&[source.frame(b"x")]);
+    }
+    let mut leg = LegTrack::new(LegConfig::default());
+    leg.arm(rig.now, &rig.input);
+    let mut scratch = Vec::new();
+    assert_eq!(leg.sender_report(rig.now, &rig.input, &mut scratch), RtcpPass::Mapped);
+    let compound = Compound::parse(&scratch, CompoundPolicy::Full).unwrap();
+    let Some(Packet::Sr(sr)) = compound.packets().next() else { panic!("an SR") };
+    assert_eq!(sr.info().rtp.0, reported + 75 * 3_600, "rtspsrc discards one from before its first packet");
+    assert_eq!(sr.ntp().0, 0xd000_0003_8000_0000, "75 frames are 3 s");
+    assert_eq!((sr.ssrc(), leg.is_transparent()), (source.ssrc, true));
 }
 
 #[test]

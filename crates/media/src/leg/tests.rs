@@ -265,7 +265,7 @@ fn sender_reports_of_a_projected_leg_map_to_the_tick() {
     let expected = SenderInfo {
         ssrc: 0x1111,
         ntp: Ntp(0xaaaa_bbbb_cccc_dddd),
-        rtp: crate::clock::RtpTime(last.1),
+        rtp: RtpTime(last.1),
         packets: 3,
         octets: 9,
     };

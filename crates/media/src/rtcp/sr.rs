@@ -2,7 +2,7 @@
 
 use super::rr::{BLOCK_LEN, ReportBlock, blocks};
 use super::{packet_type, word, write_packet};
-use crate::clock::{Ntp, RtpTime};
+use crate::clock::{ClockRate, Ntp, RtpTime};
 
 /// Sender information: which NTP time corresponds to which RTP time, and how much was sent.
 ///
@@ -19,6 +19,14 @@ pub struct SenderInfo {
     pub packets: u32,
     /// Payload bytes sent, modulo 2^32.
     pub octets: u32,
+}
+
+impl SenderInfo {
+    /// The same line at a later moment.
+    #[must_use]
+    pub fn later(self, ticks: u64, clock: ClockRate) -> Self {
+        Self { ntp: self.ntp.plus(ticks, clock), rtp: self.rtp.plus(ticks), ..self }
+    }
 }
 
 /// A sender report.
