@@ -16,6 +16,18 @@ fn leg() -> LegTrack {
     LegTrack::new(LegConfig::default())
 }
 
+fn scene(codec: Codec) -> (Rig, Source, LegTrack) {
+    (Rig::new(codec), source(), leg())
+}
+
+/// A leg that plays, and whose source has sent one frame.
+fn playing(codec: Codec, payload: &[u8], config: LegConfig) -> (Rig, Source, LegTrack) {
+    let (mut rig, mut source, mut leg) = (Rig::new(codec), source(), LegTrack::new(config));
+    leg.arm(rig.now, &rig.input);
+    rig.relay(&mut leg, &[source.frame(payload)]);
+    (rig, source, leg)
+}
+
 fn numbers(packets: &[Vec<u8>]) -> Vec<u16> {
     fields(packets).into_iter().map(|(seq, ..)| seq).collect()
 }
@@ -27,8 +39,7 @@ fn pass(rig: &mut Rig, leg: &mut LegTrack, packets: &[Vec<u8>]) -> Pass {
 
 #[test]
 fn nothing_passes_a_gate_that_is_shut() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
+    let (mut rig, mut source, mut leg) = scene(Codec::Other);
     assert_eq!(pass(&mut rig, &mut leg, &[source.frame(b"x")]), Pass::Nothing);
     leg.arm(rig.now, &rig.input);
     leg.pause();
@@ -38,8 +49,7 @@ fn nothing_passes_a_gate_that_is_shut() {
 
 #[test]
 fn the_first_packet_is_the_one_that_was_promised() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
+    let (mut rig, mut source, mut leg) = scene(Codec::Other);
     rig.receive(&[source.frame(b"x")]);
     rig.tick(20);
     let promised = leg.arm(rig.now, &rig.input).unwrap();
@@ -53,8 +63,7 @@ fn the_first_packet_is_the_one_that_was_promised() {
 
 #[test]
 fn a_leg_armed_before_the_source_sends_starts_with_its_first_packet() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
+    let (mut rig, mut source, mut leg) = scene(Codec::Other);
     assert_eq!(leg.arm(rig.now, &rig.input), None);
     assert_eq!((leg.start(), leg.ssrc()), (None, None));
     let out = rig.relay(&mut leg, &[source.frame(b"x"), source.frame(b"x")]);
@@ -65,8 +74,7 @@ fn a_leg_armed_before_the_source_sends_starts_with_its_first_packet() {
 
 #[test]
 fn packets_from_before_the_start_stay_out_when_they_come_late() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
+    let (mut rig, mut source, mut leg) = scene(Codec::Other);
     let early = source.frame(b"late");
     rig.receive(&[source.frame(b"x")]);
     leg.arm(rig.now, &rig.input);
@@ -95,8 +103,7 @@ fn a_transparent_leg_passes_duplicates_and_a_tcp_leg_does_not() {
 
 #[test]
 fn a_camera_that_restarts_is_one_source_to_the_viewer() {
-    let mut rig = Rig::new(Codec::H264);
-    let (mut source, mut leg) = (source(), leg());
+    let (mut rig, mut source, mut leg) = scene(Codec::H264);
     let mut out = Vec::new();
     leg.arm(rig.now, &rig.input);
     for frame in 0..25 {
@@ -126,10 +133,7 @@ fn a_camera_that_restarts_is_one_source_to_the_viewer() {
 
 #[test]
 fn video_resumes_at_a_key_frame_without_a_gap_in_the_sequence() {
-    let mut rig = Rig::new(Codec::H264);
-    let (mut source, mut leg) = (source(), leg());
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(IDR)]);
+    let (mut rig, _, mut leg) = playing(Codec::H264, IDR, LegConfig::default());
     rig.tick(2_000);
     let mut new = Source { ssrc: 0x2222, seq: 0, ts: 0 };
     let tail = [new.frame(SLICE), new.frame(SLICE), new.frame(SLICE)];
@@ -142,10 +146,7 @@ fn video_resumes_at_a_key_frame_without_a_gap_in_the_sequence() {
 
 #[test]
 fn video_resumes_after_two_seconds_if_no_key_frame_comes() {
-    let mut rig = Rig::new(Codec::H264);
-    let (mut source, mut leg) = (source(), leg());
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(IDR)]);
+    let (mut rig, _, mut leg) = playing(Codec::H264, IDR, LegConfig::default());
     rig.tick(2_000);
     let mut new = Source { ssrc: 0x2222, seq: 0, ts: 0 };
     rig.relay(&mut leg, &[new.frame(SLICE), new.frame(SLICE)]);
@@ -157,11 +158,8 @@ fn video_resumes_after_two_seconds_if_no_key_frame_comes() {
 
 #[test]
 fn with_the_policy_at_once_the_first_packet_resumes() {
-    let mut rig = Rig::new(Codec::H264);
-    let mut source = source();
-    let mut leg = LegTrack::new(LegConfig { resume: ResumePolicy::AtOnce, ..LegConfig::default() });
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(IDR)]);
+    let (mut rig, _, mut leg) =
+        playing(Codec::H264, IDR, LegConfig { resume: ResumePolicy::AtOnce, ..LegConfig::default() });
     rig.tick(2_000);
     let mut new = Source { ssrc: 0x2222, seq: 0, ts: 0 };
     assert_eq!(numbers(&rig.relay(&mut leg, &[new.frame(SLICE), new.frame(SLICE)])), [1_001, 1_002]);
@@ -169,10 +167,7 @@ fn with_the_policy_at_once_the_first_packet_resumes() {
 
 #[test]
 fn a_projected_leg_keeps_numbers_of_reordered_packets_and_drops_duplicates() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(b"x")]);
+    let (mut rig, _, mut leg) = playing(Codec::Other, b"x", LegConfig::default());
     rig.tick(2_000);
     let mut new = Source { ssrc: 0x2222, seq: 500, ts: 0 };
     rig.relay(&mut leg, &[new.frame(b"0"), new.frame(b"1")]);
@@ -184,8 +179,7 @@ fn a_projected_leg_keeps_numbers_of_reordered_packets_and_drops_duplicates() {
 
 #[test]
 fn a_source_that_changed_while_the_viewer_paused_is_spliced_at_play() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
+    let (mut rig, mut source, mut leg) = scene(Codec::Other);
     leg.arm(rig.now, &rig.input);
     let before = rig.relay(&mut leg, &[source.frame(b"x")]);
     leg.pause();
@@ -203,8 +197,7 @@ fn a_source_that_changed_while_the_viewer_paused_is_spliced_at_play() {
 
 #[test]
 fn a_restart_between_the_promise_and_the_first_packet_keeps_the_promise() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
+    let (mut rig, mut source, mut leg) = scene(Codec::Other);
     rig.receive(&[source.frame(b"x")]);
     let promised = leg.arm(rig.now, &rig.input).unwrap();
     rig.tick(3_000);
@@ -217,10 +210,7 @@ fn a_restart_between_the_promise_and_the_first_packet_keeps_the_promise() {
 
 #[test]
 fn a_leg_whose_source_is_away_waits_and_goes_on() {
-    let mut rig = Rig::new(Codec::H264);
-    let (mut source, mut leg) = (source(), leg());
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(IDR)]);
+    let (mut rig, _, mut leg) = playing(Codec::H264, IDR, LegConfig::default());
     leg.pause();
     rig.input.replace(rig.now, crate::testing::config(Codec::H264));
     rig.tick(1_000);
@@ -233,10 +223,7 @@ fn a_leg_whose_source_is_away_waits_and_goes_on() {
 
 #[test]
 fn play_while_playing_answers_without_touching_the_leg() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(b"x")]);
+    let (mut rig, mut source, mut leg) = playing(Codec::Other, b"x", LegConfig::default());
     assert_eq!(leg.arm(rig.now, &rig.input).map(|start| start.seq), Some(1_001), "RTSP-26");
     let late = Source { seq: 999, ..source }.packet(b"late");
     assert!(rig.relay(&mut leg, &[late]).is_empty(), "the start is still where it was");
@@ -245,10 +232,7 @@ fn play_while_playing_answers_without_touching_the_leg() {
 
 #[test]
 fn sender_reports_of_a_projected_leg_map_to_the_tick() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(b"xyz")]);
+    let (mut rig, _, mut leg) = playing(Codec::Other, b"xyz", LegConfig::default());
     rig.tick(2_345);
     let mut new = Source { ssrc: 0x2222, seq: 7, ts: 0xffff_ff00 };
     let packets = [new.frame(b"xyz"), new.frame(b"xyz")];
@@ -274,10 +258,7 @@ fn sender_reports_of_a_projected_leg_map_to_the_tick() {
 
 #[test]
 fn a_splice_that_waits_for_a_key_frame_gets_no_sender_report() {
-    let mut rig = Rig::new(Codec::H264);
-    let (mut source, mut leg) = (source(), leg());
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(IDR)]);
+    let (mut rig, _, mut leg) = playing(Codec::H264, IDR, LegConfig::default());
     rig.tick(2_000);
     let mut new = Source { ssrc: 0x2222, seq: 7, ts: 0 };
     rig.relay(&mut leg, &[new.frame(SLICE), new.frame(SLICE)]);
@@ -294,10 +275,7 @@ fn receiver_report(block: ReportBlock) -> Vec<u8> {
 
 #[test]
 fn viewers_reports_end_here_and_become_figures() {
-    let mut rig = Rig::new(Codec::Other);
-    let (mut source, mut leg) = (source(), leg());
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(b"x")]);
+    let (mut rig, source, mut leg) = playing(Codec::Other, b"x", LegConfig::default());
     let now = rig.now;
     rig.input.handle_rtcp(now, &source.sender_report(0x1111_2222_3333_4444)).unwrap();
     leg.handle_source_rtcp(now, &rig.input, &mut Vec::new());
@@ -328,10 +306,8 @@ fn viewers_reports_end_here_and_become_figures() {
 #[test]
 fn persistent_loss_opens_the_breaker_of_udp_legs_only() {
     for circuit_breaker in [true, false] {
-        let mut rig = Rig::new(Codec::Other);
-        let mut leg = LegTrack::new(LegConfig { circuit_breaker, ..LegConfig::default() });
-        leg.arm(rig.now, &rig.input);
-        rig.relay(&mut leg, &[source().frame(b"x")]);
+        let (mut rig, _, mut leg) =
+            playing(Codec::Other, b"x", LegConfig { circuit_breaker, ..LegConfig::default() });
         let bad = receiver_report(ReportBlock { ssrc: 0x1111, fraction_lost: 200, ..ReportBlock::default() });
         let mut opened = Vec::new();
         for _ in 0..3 {
@@ -345,10 +321,8 @@ fn persistent_loss_opens_the_breaker_of_udp_legs_only() {
 #[test]
 fn key_frame_requests_count_on_feedback_legs_once_per_second() {
     for feedback in [true, false] {
-        let mut rig = Rig::new(Codec::Other);
-        let mut leg = LegTrack::new(LegConfig { feedback, ..LegConfig::default() });
-        leg.arm(rig.now, &rig.input);
-        rig.relay(&mut leg, &[source().frame(b"x")]);
+        let (mut rig, _, mut leg) =
+            playing(Codec::Other, b"x", LegConfig { feedback, ..LegConfig::default() });
         let mut pli = Vec::new();
         write_pli(&mut pli, 0x7777, 0x1111);
         let mut asked = 0;
@@ -362,11 +336,8 @@ fn key_frame_requests_count_on_feedback_legs_once_per_second() {
 
 #[test]
 fn a_viewer_asks_by_the_ssrc_it_sees_after_a_splice() {
-    let mut rig = Rig::new(Codec::Other);
-    let mut source = source();
-    let mut leg = LegTrack::new(LegConfig { feedback: true, ..LegConfig::default() });
-    leg.arm(rig.now, &rig.input);
-    rig.relay(&mut leg, &[source.frame(b"x")]);
+    let (mut rig, _, mut leg) =
+        playing(Codec::Other, b"x", LegConfig { feedback: true, ..LegConfig::default() });
     rig.tick(2_000);
     let mut new = Source { ssrc: 0x2222, seq: 7, ts: 0 };
     rig.relay(&mut leg, &[new.frame(b"x"), new.frame(b"x")]);
