@@ -16,19 +16,17 @@ mod user_path {
     pub(crate) mod latency;
     pub(crate) mod memory;
     pub(crate) mod report;
-    pub(crate) mod rtsp;
-    pub(crate) mod sink;
-    pub(crate) mod stats;
 }
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use msm_tests::bench::cpu::pin;
+use msm_tests::bench::stats::Shuffle;
 use user_path::contender::{Contender, proxy, relay};
-use user_path::generator::{Shape, pin};
+use user_path::generator::Shape;
 use user_path::report::{Case, Report, Round};
-use user_path::stats::Shuffle;
 use user_path::{latency, memory};
 
 /// Numbers of viewers of the catalogue.

@@ -2,15 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use msm_tests::bench::cpu::{Pinned, pin};
+use msm_tests::bench::rtsp::Rtsp;
+use msm_tests::bench::sink::Sink;
 use msm_tests::process::free_port;
 
-use super::generator::{self, Shape, fill, pin};
-use super::rtsp::Rtsp;
-use super::sink::{Sink, arrived};
+use super::generator::{self, Shape, fill};
 
 /// What one run cost.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,7 @@ pub(crate) struct Cost {
 
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
-    process: Process,
+    process: Pinned,
     source: UdpSocket,
     to: SocketAddr,
     sinks: Vec<Sink>,
@@ -32,40 +32,6 @@ pub(crate) struct Contender {
     sequence: u32,
     /// RTSP connections that keep the legs alive.
     _sessions: Vec<Rtsp>,
-}
-
-/// A child process that does not outlive its owner.
-pub(crate) struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Process {
-    /// Starts `program` on core 0 only; the generator has core 1.
-    pub(crate) fn start(program: &Path, args: &[String]) -> anyhow::Result<Self> {
-        let mut command = Command::new("taskset");
-        command.arg("-c").arg("0").arg(program).args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Self(command.spawn().with_context(|| format!("starting {}", program.display()))?))
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    /// CPU ns of all threads.
-    fn cpu(&self) -> anyhow::Result<u64> {
-        let mut total = 0;
-        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            let stat = std::fs::read_to_string(task?.path().join("schedstat"))?;
-            total += stat.split(' ').next().unwrap_or("0").parse::<u64>()?;
-        }
-        Ok(total)
-    }
 }
 
 /// `rtp-proxy standalone` with one published stream and `fan_out` viewers.
@@ -85,7 +51,7 @@ pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
         source.send_to(&packet, to)?;
     }
     for _ in 0..fan_out {
-        let sink = Sink::open()?;
+        let sink = Sink::open(Ipv4Addr::LOCALHOST.into())?;
         let mut viewer = Rtsp::connect(rtsp, None)?;
         viewer.play(&url, sink.port())?;
         sessions.push(viewer);
@@ -95,7 +61,7 @@ pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
 }
 
 /// Starts the proxy on free ports and waits until it serves RTSP.
-pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Process, SocketAddr)> {
+pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Pinned, SocketAddr)> {
     let rtsp = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let args = [
@@ -109,7 +75,7 @@ pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Process, SocketAddr
         "--session-timeout",
         "10m",
     ];
-    let process = Process::start(program, &args.map(str::to_owned))?;
+    let process = Pinned::start(None, 0, program, &args.map(str::to_owned))?;
     let deadline = Instant::now() + Duration::from_secs(10);
     while Rtsp::connect(rtsp, None).and_then(|mut c| c.options()).is_err() {
         ensure!(Instant::now() < deadline, "{} does not answer on {rtsp}", program.display());
@@ -124,10 +90,11 @@ pub(crate) fn relay(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
         Ipv4Addr::LOCALHOST,
         UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port(),
     ));
-    let sinks = (0..fan_out).map(|_| Sink::open()).collect::<anyhow::Result<Vec<_>>>()?;
+    let sinks =
+        (0..fan_out).map(|_| Sink::open(Ipv4Addr::LOCALHOST.into())).collect::<anyhow::Result<Vec<_>>>()?;
     let mut args = vec![to.to_string()];
     args.extend(sinks.iter().map(|s| s.address().to_string()));
-    let process = Process::start(program, &args)?;
+    let process = Pinned::start(None, 0, program, &args)?;
     std::thread::sleep(Duration::from_millis(300));
     let (source, _) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     Ok(Contender { name: "tokio relay", process, source, to, sinks, sequence: 4, _sessions: Vec::new() })
@@ -213,16 +180,21 @@ impl Contender {
         self.sinks.iter().try_for_each(Sink::drop_all)
     }
 
+    /// Copies that the kernel dropped at the sinks.
+    fn arrived(&self) -> anyhow::Result<u64> {
+        self.sinks.iter().map(Sink::drops).sum()
+    }
+
     /// One run: the cost of this contender for this traffic.
     pub(crate) fn run(&mut self, shape: Shape, size: usize, how_long: Duration) -> anyhow::Result<Cost> {
         pin(1)?;
-        let before: u64 = arrived(&self.sinks)?.iter().sum();
+        let before = self.arrived()?;
         let cpu = self.process.cpu()?;
         let sent = generator::send(&mut self.sequence, &self.source, self.to, shape, size, how_long)?;
         // Quiet: what was sent has been forwarded.
         std::thread::sleep(Duration::from_millis(60));
         let cpu = self.process.cpu()? - cpu;
-        let copies = arrived(&self.sinks)?.iter().sum::<u64>() - before;
+        let copies = self.arrived()? - before;
         let expected = sent * self.sinks.len() as u64;
         Ok(Cost {
             sent,

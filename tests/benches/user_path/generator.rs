@@ -93,10 +93,3 @@ pub(crate) fn fill(packet: &mut [u8], sequence: u32) {
         *byte = (sequence as u8).wrapping_mul(31).wrapping_add(index as u8);
     }
 }
-
-/// Pins the calling thread.
-pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
-    let mut set = nix::sched::CpuSet::new();
-    set.set(core).context("core number")?;
-    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).context("pinning")
-}

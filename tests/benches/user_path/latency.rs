@@ -10,13 +10,14 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use msm_tests::bench::cpu::pin;
+use msm_tests::bench::sink::Sink;
+use msm_tests::bench::stats::{Shuffle, quantile};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use nix::time::{ClockId, clock_gettime};
 
 use super::contender::{Contender, proxy, relay, source};
-use super::generator::{fill, pin};
-use super::sink::Sink;
-use super::stats::{Shuffle, quantile};
+use super::generator::fill;
 
 /// Quantiles in µs.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +46,7 @@ pub(crate) fn measure(proxy_path: &Path, relay_path: &Path, rounds: usize) -> an
     for contender in &contenders {
         setsockopt(&contender.sink().rtp, sockopt::ReceiveTimestampns, &true)?;
     }
-    let direct = Sink::open()?;
+    let direct = Sink::open(Ipv4Addr::LOCALHOST.into())?;
     setsockopt(&direct.rtp, sockopt::ReceiveTimestampns, &true)?;
     let (from, _) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let mut samples: [Vec<f64>; 3] = Default::default();

@@ -4,10 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::contender::{Process, source, start_proxy};
+use msm_tests::bench::cpu::Pinned;
+use msm_tests::bench::rtsp::Rtsp;
+use msm_tests::bench::sink::Sink;
+
+use super::contender::{source, start_proxy};
 use super::generator::fill;
-use super::rtsp::Rtsp;
-use super::sink::Sink;
 
 const CAMERAS: usize = 64;
 
@@ -40,7 +42,7 @@ pub(crate) fn measure(program: &Path) -> anyhow::Result<Memory> {
             fill(&mut packet, sequence);
             source.send_to(&packet, to)?;
         }
-        let sink = Sink::open()?;
+        let sink = Sink::open(Ipv4Addr::LOCALHOST.into())?;
         let mut viewer = Rtsp::connect(rtsp, None)?;
         viewer.play(&url, sink.port())?;
         sink.drop_all()?;
@@ -67,7 +69,7 @@ pub(crate) fn measure(program: &Path) -> anyhow::Result<Memory> {
 }
 
 /// `VmRSS` and `RssAnon` in KiB.
-fn resident(process: &Process) -> anyhow::Result<(u64, u64)> {
+fn resident(process: &Pinned) -> anyhow::Result<(u64, u64)> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
     let field = |name: &str| {
         status

@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
+use msm_tests::bench::stats::{interval, median};
 use serde_json::json;
 
 use super::contender::Cost;
 use super::generator::Shape;
 use super::latency::Latency;
 use super::memory::Memory;
-use super::stats::{interval, median};
 
 #[derive(Debug, Default)]
 pub(crate) struct Round {

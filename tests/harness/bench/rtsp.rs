@@ -2,28 +2,30 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::rtsp::Connection;
 use anyhow::Context as _;
-use msm_tests::rtsp::Connection;
 
 const SDP: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=bench\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n\
                    m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
 
 /// A session; it ends with its connection.
-pub(crate) struct Rtsp(Connection);
+#[derive(Debug)]
+pub struct Rtsp(Connection);
 
 impl Rtsp {
     /// Connects, from a local address of choice: cameras are told apart by address.
-    pub(crate) fn connect(to: SocketAddr, from: Option<IpAddr>) -> anyhow::Result<Self> {
+    pub fn connect(to: SocketAddr, from: Option<IpAddr>) -> anyhow::Result<Self> {
         Ok(Self(Connection::open_from(&format!("rtsp://{to}/"), from)?))
     }
 
-    pub(crate) fn options(&mut self) -> anyhow::Result<()> {
+    /// Asks what it can do: an answer means that the proxy serves.
+    pub fn options(&mut self) -> anyhow::Result<()> {
         self.0.request("OPTIONS", "*", &[], "")?.ok()?;
         Ok(())
     }
 
     /// Publishes one video track over UDP; returns the proxy's RTP port.
-    pub(crate) fn publish(&mut self, url: &str, ports: (u16, u16)) -> anyhow::Result<u16> {
+    pub fn publish(&mut self, url: &str, ports: (u16, u16)) -> anyhow::Result<u16> {
         self.0.request("ANNOUNCE", url, &[("Content-Type", "application/sdp")], SDP)?.ok()?;
         let transport = format!("RTP/AVP/UDP;unicast;client_port={}-{};mode=record", ports.0, ports.1);
         let setup =
@@ -36,7 +38,7 @@ impl Rtsp {
     }
 
     /// Plays the one track over UDP to a local port pair.
-    pub(crate) fn play(&mut self, url: &str, port: u16) -> anyhow::Result<()> {
+    pub fn play(&mut self, url: &str, port: u16) -> anyhow::Result<()> {
         self.0.request("DESCRIBE", url, &[("Accept", "application/sdp")], "")?.ok()?;
         let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
         self.0.request("SETUP", &format!("{url}/trackID=0"), &[("Transport", &transport)], "")?.ok()?;
