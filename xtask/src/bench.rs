@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: builds the release proxy and the contenders, runs the benchmark, keeps the rounds
-//! and puts the tables into `docs/benchmarks.md`.
+//! `cargo xtask bench`: builds the release proxy and the contenders, runs a benchmark, keeps the rounds
+//! and puts tables and plots into `docs`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
@@ -10,35 +10,86 @@ use anyhow::{Context as _, bail};
 /// What `cargo xtask bench` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// Which part to run: copies, latency, memory; all of them without it
-    part: Option<String>,
+    /// What to run: `copies`, `latency` or `memory` of the user-space path, all of them without it; or
+    /// `kernel` for the kernel path (needs root), followed by numbers of the catalogue such as B1 or B3
+    parts: Vec<String>,
     /// Rounds per case; the committed figures come from 9 or more
     #[arg(long, default_value_t = 9)]
     rounds: usize,
     /// Seconds of traffic per contender and round
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Write the tables into docs/benchmarks.md and the rounds into tests/benches/results
+    /// Write the tables into docs/benchmarks.md, the plots into docs/img and the rounds into
+    /// tests/benches/results; the kernel path then insists on a machine that does nothing else
     #[arg(long)]
     record: bool,
+    /// Largest share of a core that others may use while a run of the kernel path counts
+    #[arg(long, default_value_t = 0.10)]
+    foreign: f64,
 }
 
-const BEGIN: &str = "<!-- user path: begin, written by cargo xtask bench --record -->";
-const END: &str = "<!-- user path: end -->";
+/// A generated part of `docs/benchmarks.md`.
+struct Part {
+    begin: &'static str,
+    end: &'static str,
+}
 
-/// Runs the benchmark of the user-space path.
+const USER_PATH: Part = Part {
+    begin: "<!-- user path: begin, written by cargo xtask bench --record -->",
+    end: "<!-- user path: end -->",
+};
+
+const KERNEL_PATH: Part = Part {
+    begin: "<!-- kernel path: begin, written by cargo xtask bench kernel --record -->",
+    end: "<!-- kernel path: end -->",
+};
+
+/// Where the raw rounds lie.
+const RESULTS: &str = "tests/benches/results";
+
+/// Runs one of the two benchmarks.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     build(&["--package", "rtp-proxy", "--bin", "rtp-proxy"])?;
+    match args.parts.split_first() {
+        Some((first, numbers)) if first == "kernel" => kernel_path(args, numbers),
+        Some((_, [_, ..])) => bail!("one part of the user-space path at a time, or all of them"),
+        _ => user_path(args),
+    }
+}
+
+fn user_path(args: &BenchArgs) -> anyhow::Result<()> {
     build(&["--package", "msm-tests", "--example", "bench_user_path", "--example", "bench_relay"])?;
-    let results = Path::new("tests/benches/results");
-    fs::create_dir_all(results)?;
-    let json = if args.record {
-        results.join("user-path.json")
-    } else {
-        std::env::temp_dir().join("user-path.json")
-    };
+    let (mut command, json) = benchmark(args, "bench_user_path", "user-path.json")?;
+    if let Some(part) = args.parts.first() {
+        command.args(["--only", part]);
+    }
+    finish(args, &mut command, &json, &USER_PATH)
+}
+
+fn kernel_path(args: &BenchArgs, numbers: &[String]) -> anyhow::Result<()> {
+    build(&["--package", "msm-tests", "--example", "bench_kernel", "--example", "bench_relay"])?;
+    let (mut command, json) = benchmark(args, "bench_kernel", "kernel-path.json")?;
+    command.args(["--foreign", &args.foreign.to_string()]).args(numbers);
+    if args.record {
+        if args.rounds < 9 {
+            bail!("figures are recorded from 9 rounds or more");
+        }
+        if !numbers.is_empty() {
+            bail!("the recorded report is of the whole catalogue");
+        }
+        fs::create_dir_all("docs/img")?;
+        command.args(["--strict", "--plots", "docs/img"]);
+    }
+    finish(args, &mut command, &json, &KERNEL_PATH)
+}
+
+/// The command of a benchmark, and the file that it writes its rounds to.
+fn benchmark(args: &BenchArgs, example: &str, rounds: &str) -> anyhow::Result<(Command, PathBuf)> {
+    fs::create_dir_all(RESULTS)?;
+    let folder = if args.record { PathBuf::from(RESULTS) } else { std::env::temp_dir() };
+    let json = folder.join(rounds);
     let target = crate::target_dir();
-    let mut command = Command::new(target.join("release/examples/bench_user_path"));
+    let mut command = Command::new(target.join("release/examples").join(example));
     command
         .args(["--rounds", &args.rounds.to_string(), "--seconds", &args.seconds.to_string()])
         .arg("--proxy")
@@ -47,18 +98,20 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         .arg(target.join("release/examples/bench_relay"))
         .arg("--json")
         .arg(&json);
-    if let Some(part) = &args.part {
-        command.args(["--only", part]);
-    }
+    Ok((command, json))
+}
+
+/// Runs it, prints its tables and records them where that is asked for.
+fn finish(args: &BenchArgs, command: &mut Command, json: &Path, part: &Part) -> anyhow::Result<()> {
     let output = command.stderr(std::process::Stdio::inherit()).output().context("running the benchmark")?;
     let tables = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{tables}");
     println!("rounds: {}", json.display());
-    if args.record {
-        record(&tables)?;
-    }
     if !output.status.success() {
         bail!("the benchmark failed: {}", output.status);
+    }
+    if args.record {
+        record(&tables, part)?;
     }
     Ok(())
 }
@@ -71,14 +124,14 @@ fn build(what: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Replaces the generated part of `docs/benchmarks.md`.
-fn record(tables: &str) -> anyhow::Result<()> {
+/// Replaces a generated part of `docs/benchmarks.md`.
+fn record(tables: &str, part: &Part) -> anyhow::Result<()> {
     let path = "docs/benchmarks.md";
     let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
-    let (Some(begin), Some(end)) = (text.find(BEGIN), text.find(END)) else {
-        bail!("{path} has lost the marks of its generated part: {BEGIN} and {END}");
+    let (Some(begin), Some(end)) = (text.find(part.begin), text.find(part.end)) else {
+        bail!("{path} has lost the marks of its generated part: {} and {}", part.begin, part.end);
     };
-    let head = &text[..begin + BEGIN.len()];
+    let head = &text[..begin + part.begin.len()];
     fs::write(path, format!("{head}\n{}\n{}", tables.trim_end(), &text[end..]))?;
     Ok(())
 }

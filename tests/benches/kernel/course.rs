@@ -1,0 +1,189 @@
+//! The network with everything that runs on it, and how to enter the contenders that are always there.
+
+use std::cell::Cell;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use msm_tests::bench::cpu::{KernelThreads, Pinned};
+
+use super::floor::DropAll;
+use super::generator::{Generator, Shape};
+use super::lane::{Lane, Leg, sink};
+use super::packet::{Edit, Expect};
+use super::path::Path;
+use super::topology::{Kind, Topology};
+
+/// What is sent, and to how many.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Traffic {
+    pub(crate) shape: Shape,
+    pub(crate) size: usize,
+    pub(crate) legs: usize,
+    /// Receivers take super-packets whole (`UDP_GRO`).
+    pub(crate) merged: bool,
+    /// Packets per second; closed loop without it.
+    pub(crate) rate: Option<u32>,
+}
+
+impl Traffic {
+    /// The same at a pace.
+    pub(crate) fn paced(self, rate: u32) -> Self {
+        Self { rate: Some(rate), ..self }
+    }
+}
+
+/// Programs that take part.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    pub(crate) relay: PathBuf,
+    pub(crate) proxy: PathBuf,
+}
+
+/// One network, opened for one benchmark.
+#[derive(Debug)]
+pub(crate) struct Course {
+    pub(crate) topology: Topology,
+    pub(crate) programs: Programs,
+    next_port: Cell<u16>,
+    _floor: DropAll,
+}
+
+impl Course {
+    /// `bridged`: pods hang on a bridge too; the batched cable is always there.
+    pub(crate) fn open(programs: &Programs, pods: usize, bridged: bool) -> Result<Self> {
+        let mut topology = Topology::open(pods, bridged)?;
+        topology.batch_uplink(Kind::Batched)?;
+        let floor = DropAll::attach(&topology)?;
+        Ok(Self { topology, programs: programs.clone(), next_port: Cell::new(20_000), _floor: floor })
+    }
+
+    /// An even port that no other lane has.
+    pub(crate) fn port(&self) -> u16 {
+        self.next_port.replace(self.next_port.get() + 2)
+    }
+
+    /// One sink per leg, on the pods in turn.
+    pub(crate) fn legs(
+        &self,
+        traffic: Traffic,
+        port: u16,
+        expect: impl Fn(usize) -> Expect,
+    ) -> Result<Vec<Leg>> {
+        let pods = self.topology.pods.len();
+        (0..traffic.legs)
+            .map(|leg| {
+                // Further legs of a pod listen on further ports.
+                let port = port + 2 * (leg / pods) as u16;
+                let sink = sink(&self.topology.pods[leg % pods], port, traffic.merged)?;
+                Ok(Leg { pod: leg % pods, sink, expect: expect(leg) })
+            })
+            .collect()
+    }
+
+    /// A generator on one of the source's cables.
+    pub(crate) fn generator(&self, kind: Kind, to: &[SocketAddrV4], traffic: Traffic) -> Result<Generator> {
+        let topology = &self.topology;
+        let from = topology.uplink(kind).source;
+        let mut generator = Generator::open(&topology.source, from, to, traffic.shape, traffic.size)?;
+        generator.rate = traffic.rate;
+        Ok(generator)
+    }
+
+    /// A lane with the defaults of a closed loop.
+    pub(crate) fn lane(
+        name: &str,
+        generator: Generator,
+        path: Path,
+        legs: Vec<Leg>,
+        traffic: Traffic,
+    ) -> Lane {
+        Lane {
+            name: name.to_owned(),
+            version: "in-tree".to_owned(),
+            floor: floor_name(traffic.rate),
+            generator,
+            path,
+            legs,
+            merged: traffic.merged,
+            threads: KernelThreads::default(),
+            bridged: false,
+        }
+    }
+
+    /// The generator alone.
+    pub(crate) fn floor(&self, traffic: Traffic) -> Result<Lane> {
+        let to = SocketAddrV4::new(self.topology.uplink(Kind::Floor).host, self.port());
+        let generator = self.generator(Kind::Floor, &[to], traffic)?;
+        Ok(Self::lane(&floor_name(traffic.rate), generator, Path::Kernel, Vec::new(), traffic))
+    }
+
+    /// A socket of the host, where media for user space is sent to.
+    pub(crate) fn input(&self, port: u16) -> Result<(UdpSocket, SocketAddrV4)> {
+        let at = SocketAddrV4::new(self.topology.uplink(Kind::Stack).host, port);
+        Ok((self.topology.host.inside(|| UdpSocket::bind(at))??, at))
+    }
+
+    /// A relay of [`super::relays`] in a closed loop.
+    pub(crate) fn closed(
+        &self,
+        name: &str,
+        traffic: Traffic,
+        open: impl Fn(UdpSocket, &[SocketAddrV4]) -> Result<Path>,
+    ) -> Result<Lane> {
+        let port = self.port();
+        let (socket, at) = self.input(port)?;
+        let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
+        let path = open(socket, &self.viewers(&legs))?;
+        Ok(Self::lane(name, self.generator(Kind::Stack, &[at], traffic)?, path, legs, traffic))
+    }
+
+    /// The same relay as a process on the generator's core.
+    pub(crate) fn open_loop(&self, name: &str, kind: &str, traffic: Traffic) -> Result<Lane> {
+        let port = self.port();
+        let at = SocketAddrV4::new(self.topology.uplink(Kind::Stack).host, port);
+        let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
+        let mut args = vec![kind.to_owned(), at.to_string()];
+        args.extend(self.viewers(&legs).iter().map(ToString::to_string));
+        let process = Pinned::start(Some(&self.topology.host), 0, &self.programs.relay, &args)?;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let generator = self.generator(Kind::Stack, &[at], traffic)?;
+        Ok(Self::lane(name, generator, Path::Process(process), legs, traffic))
+    }
+
+    /// The kernel's bridge, flooding; nothing is rewritten.
+    pub(crate) fn bridge(&self, traffic: Traffic) -> Result<Lane> {
+        let port = self.port();
+        let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
+        let to = SocketAddrV4::new(self.topology.uplink(Kind::Bridge).host, port);
+        let generator = self.generator(Kind::Bridge, &[to], traffic)?;
+        let mut lane = Self::lane("bridge flood", generator, Path::Kernel, legs, traffic);
+        lane.bridged = true;
+        lane.version = super::report::kernel();
+        Ok(lane)
+    }
+
+    /// The kernel's routing to the only viewer.
+    pub(crate) fn routed(&self, traffic: Traffic) -> Result<Lane> {
+        let port = self.port();
+        let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
+        let to = self.viewers(&legs);
+        let generator = self.generator(Kind::Stack, &to[..1], traffic)?;
+        let mut lane = Self::lane("ip_forward", generator, Path::Kernel, legs, traffic);
+        lane.version = super::report::kernel();
+        Ok(lane)
+    }
+
+    /// Where copies for these legs go.
+    pub(crate) fn viewers(&self, legs: &[Leg]) -> Vec<SocketAddrV4> {
+        legs.iter().map(|leg| self.topology.pods[leg.pod].at(leg.sink.port())).collect()
+    }
+}
+
+/// Name of the lane that is the generator alone.
+pub(crate) fn floor_name(rate: Option<u32>) -> String {
+    match rate {
+        None => "generator alone".to_owned(),
+        Some(rate) => format!("generator alone, {rate} pps"),
+    }
+}
