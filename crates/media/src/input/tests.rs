@@ -3,6 +3,7 @@
 use super::*;
 use crate::leg::{LegConfig, LegTrack, RtcpPass};
 use crate::rtcp::bye::write_bye;
+use crate::rtcp::rr::write_rr;
 use crate::rtp::PacketBuilder;
 use crate::testing::{IDR, OWN_SSRC, PPS, Rig, SLICE, SPS, Source, fields, ms};
 
