@@ -140,7 +140,8 @@ fn run(deeds: Vec<Deed>, swaps: &[bool]) -> [String; 6] {
                 }
             }
             Deed::FailLeg(n) => {
-                let legs: Vec<_> = world.legs.keys().copied().collect();
+                let mut legs: Vec<_> = world.legs.keys().copied().collect();
+                legs.sort_unstable();
                 if let Some(leg) = pick(&legs, n) {
                     world.event(Event::Report(Report::LegFailed { leg, reason: LegFailure::StuckWriter }));
                 }

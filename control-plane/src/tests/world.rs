@@ -507,11 +507,26 @@ impl World {
             RowOp::Remove(_, stream) => {
                 self.rows.remove(&stream);
                 self.flowing.remove(&stream);
-                self.legs.retain(|_, leg| leg.spec.stream != stream);
+                let gone: Vec<_> =
+                    self.legs.values().filter(|l| l.spec.stream == stream).map(|l| l.spec.leg).collect();
+                for leg in gone {
+                    self.legs.remove(&leg);
+                    self.fail_arms(leg);
+                }
                 RowState::default()
             }
         };
         self.control.handle_event(self.clock(), Event::RowDone { token, result: Ok(state) });
+    }
+
+    /// A leg goes while somebody waits for its gate.
+    fn fail_arms(&mut self, leg: LegId) {
+        let held: Vec<_> = self.waiting_arms.iter().filter(|(_, l, _)| *l == leg).copied().collect();
+        self.waiting_arms.retain(|(_, l, _)| *l != leg);
+        for (token, ..) in held {
+            let result = Err(OpError::NotFound("leg".to_owned()));
+            self.control.handle_event(self.clock(), Event::LegDone { token, result });
+        }
     }
 
     fn leg(&mut self, token: OpToken, op: LegOp) {
@@ -568,13 +583,7 @@ impl World {
             },
             LegOp::Detach { leg, .. } => match self.legs.remove(&leg) {
                 Some(_) => {
-                    let held: Vec<_> =
-                        self.waiting_arms.iter().filter(|(_, l, _)| *l == leg).copied().collect();
-                    self.waiting_arms.retain(|(_, l, _)| *l != leg);
-                    for (token, ..) in held {
-                        let result = Err(OpError::NotFound("leg".to_owned()));
-                        self.control.handle_event(self.clock(), Event::LegDone { token, result });
-                    }
+                    self.fail_arms(leg);
                     Ok(LegState::Detached)
                 }
                 None => Err(OpError::NotFound("leg".to_owned())),
