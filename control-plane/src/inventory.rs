@@ -83,6 +83,8 @@ impl ControlPlane {
                 Operation::Request(ticket) if self.waits_for_gate(*ticket) => {
                     arms.push((token.0, ticket.conn, ticket.seq));
                 }
+                // Its request was given up: nobody wants the answer.
+                Operation::Request(ticket) if !self.is_current(*ticket) => {}
                 _ => return Err(Busy::Operation),
             }
         }
@@ -104,6 +106,11 @@ impl ControlPlane {
             quotas: self.quotas.inventory(at),
             limiter: self.access.limiter().inventory(at),
         })
+    }
+
+    fn is_current(&self, ticket: Ticket) -> bool {
+        let busy = self.conns.get(&ticket.conn).and_then(|conn| conn.busy.as_ref());
+        busy.is_some_and(|busy| busy.seq == ticket.seq)
     }
 
     fn waits_for_gate(&self, ticket: Ticket) -> bool {
