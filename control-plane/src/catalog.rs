@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use msm_graph::{ConnId, InputRow, StreamId, TrackRow};
+use msm_graph::{ConnId, InputRow, StreamId, TrackId, TrackRow};
 use msm_rtsp::url::ResourceUrl;
 
 use crate::description::Description;
@@ -77,6 +77,10 @@ pub(crate) struct Stream {
     pub(crate) active_since: Option<Instant>,
     /// Whether the packet path said that nothing arrives.
     pub(crate) silent: bool,
+    /// Tracks that deliver nothing beside others that do.
+    pub(crate) silent_tracks: BTreeSet<TrackId>,
+    /// Why the source could not be reached or was lost, in people's words; `None` when all is well.
+    pub(crate) error: Option<String>,
     /// Whether packets ever arrived.
     pub(crate) ever_active: bool,
     /// Deadline that the timers know of.
@@ -103,6 +107,8 @@ impl Stream {
             active_since: None,
             ever_active: false,
             silent: false,
+            silent_tracks: BTreeSet::new(),
+            error: None,
             armed: None,
         }
     }

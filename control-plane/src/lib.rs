@@ -288,10 +288,16 @@ impl ControlPlane {
                     self.end_session(now, key, reason.as_str(), true);
                 }
             }
-            Report::InputActive { stream, track: _ } => self.observe_active(now, stream),
+            Report::InputActive { stream, track } => {
+                self.observe_track_active(stream, track);
+                self.observe_active(now, stream);
+            }
             Report::InputAlive { stream } => self.observe_active(now, stream),
             Report::InputSilent { stream, silent_for, ever: _ } => {
                 self.observe_silent(now, stream, silent_for);
+            }
+            Report::TrackSilent { stream, track, silent_for, ever } => {
+                self.observe_track_silent(now, stream, track, silent_for, ever);
             }
             Report::InputBye { stream, track } => self.note(
                 NoteLevel::Info,

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use msm_graph::{LegId, StreamId};
+use msm_graph::{LegId, StreamId, TrackId};
 use msm_rtsp::server::Role;
 use msm_rtsp::transport::LowerTransport;
 
@@ -20,8 +20,12 @@ pub struct StreamStatus {
     /// `announced`: known, nothing delivered yet · `active` · `silent`: open, and nothing arrives ·
     /// `ended`: the source is away, legs wait for it.
     pub state: &'static str,
+    /// Why the source could not be reached or was lost, in people's words; gone when packets come.
+    pub error: Option<String>,
     /// Where its media comes from.
     pub source: SourceStatus,
+    /// Picture or sound tracks that deliver nothing while others do.
+    pub silent_tracks: Vec<TrackId>,
     /// Sessions of its viewers and of its publisher.
     pub sessions: Vec<SessionStatus>,
 }
@@ -68,6 +72,8 @@ impl ControlPlane {
                     stream: None,
                     name: name.to_owned(),
                     state: "announced",
+                    error: None,
+                    silent_tracks: Vec::new(),
                     source: SourceStatus { kind: "pull", transport: None, peer: None },
                     sessions: Vec::new(),
                 });
@@ -115,6 +121,14 @@ impl ControlPlane {
                 state: session.server.state().as_str(),
             })
             .collect();
-        StreamStatus { stream: Some(stream.id), name: stream.name.clone(), state, source, sessions }
+        StreamStatus {
+            stream: Some(stream.id),
+            name: stream.name.clone(),
+            state,
+            error: stream.error.clone(),
+            source,
+            silent_tracks: stream.silent_tracks.iter().copied().collect(),
+            sessions,
+        }
     }
 }

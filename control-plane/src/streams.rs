@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use msm_graph::{ConnId, Epoch, Row, RowOp, StreamId};
+use msm_graph::{ConnId, Epoch, MediaKind, Row, RowOp, StreamId, TrackId};
 use msm_rtsp::message::Status;
 use msm_rtsp::transport::Profile;
 use msm_rtsp::url::{SourceUrl, join_control};
@@ -13,7 +13,7 @@ use crate::conns::Wait;
 use crate::description::{Description, speaks_feedback};
 use crate::event::{Action, NoteLevel, Now};
 use crate::timer::Wake;
-use crate::upstream::{BASIC_NOT_ALLOWED, Demand, UpstreamMedia, UpstreamOutput};
+use crate::upstream::{BASIC_NOT_ALLOWED, Demand, LOST, UpstreamMedia, UpstreamOutput, in_words};
 use crate::{ControlPlane, DIALLED, Operation};
 
 /// One deciding process: there is nobody to fence off.
@@ -136,17 +136,25 @@ impl ControlPlane {
                 }
                 UpstreamOutput::Away => self.take_inputs_away(id),
                 UpstreamOutput::Failed { status, reason, mut detail, is_news } => {
+                    if reason == BASIC_NOT_ALLOWED {
+                        detail = self.explain_basic(id);
+                    }
+                    if let Some(stream) = self.catalog.get_mut(id) {
+                        stream.error = Some(in_words(reason, &detail));
+                    }
                     if is_news {
-                        if reason == BASIC_NOT_ALLOWED {
-                            detail = self.explain_basic(id);
-                        }
                         let separator = if detail.is_empty() { "" } else { ": " };
                         let text = format!("{reason}{separator}{detail}");
                         self.note_stream(id, NoteLevel::Warn, "upstream.failed", &text);
                     }
                     self.fail_waiting(now, id, status);
                 }
-                UpstreamOutput::Note(event, reason) => self.note_stream(id, NoteLevel::Info, event, reason),
+                UpstreamOutput::Note(event, reason) => {
+                    if let (LOST, Some(stream)) = (event, self.catalog.get_mut(id)) {
+                        stream.error = Some(in_words(reason, ""));
+                    }
+                    self.note_stream(id, NoteLevel::Info, event, reason);
+                }
                 UpstreamOutput::Gone => self.settle(id),
             }
         }
@@ -313,6 +321,7 @@ impl ControlPlane {
     pub(crate) fn take_inputs_away(&mut self, id: StreamId) {
         let Some(stream) = self.catalog.get_mut(id) else { return };
         stream.active_since = None;
+        stream.silent_tracks.clear();
         if stream.inputs.is_empty() {
             return;
         }
@@ -355,6 +364,7 @@ impl ControlPlane {
         let Some(stream) = self.catalog.get_mut(id) else { return };
         let is_new = stream.active_since.is_none();
         stream.active_since.get_or_insert(now.instant);
+        stream.error = None;
         stream.ever_active = true;
         stream.silent = false;
         let publisher = match &mut stream.source {
@@ -386,5 +396,68 @@ impl ControlPlane {
             self.note_stream(id, NoteLevel::Warn, "stream.silent", "");
         }
         self.run_upstream(now, id);
+    }
+
+    /// A track delivers nothing while others do. A picture that never came by UDP may come by TCP (RTSP-15);
+    /// nothing else is done about it: cameras switch pictures off, and sound is silent where nobody speaks.
+    pub(crate) fn observe_track_silent(
+        &mut self,
+        now: Now,
+        id: StreamId,
+        track: TrackId,
+        silent_for: Duration,
+        ever: bool,
+    ) {
+        let patience = if ever { self.config.times.silence_reopen } else { self.config.times.silence };
+        if silent_for < patience {
+            return;
+        }
+        let Some(stream) = self.catalog.get_mut(id) else { return };
+        let Some(row) = stream.tracks.iter().find(|row| row.track == track) else { return };
+        let (codec, is_picture) = (row.codec.clone(), row.kind == MediaKind::Video);
+        let is_new = stream.silent_tracks.insert(track);
+        if is_picture
+            && !ever
+            && let Some(upstream) = stream.upstream_mut()
+        {
+            upstream.observe_missing_picture(now.instant);
+        }
+        if is_new {
+            let reason = if ever { "stopped" } else { "never_came" };
+            self.note_track(id, NoteLevel::Warn, "track.silent", track, &codec, reason);
+        }
+        self.run_upstream(now, id);
+    }
+
+    pub(crate) fn observe_track_active(&mut self, id: StreamId, track: TrackId) {
+        let Some(stream) = self.catalog.get_mut(id) else { return };
+        if !stream.silent_tracks.remove(&track) {
+            return;
+        }
+        let row = stream.tracks.iter().find(|row| row.track == track);
+        let codec = row.map(|row| row.codec.clone()).unwrap_or_default();
+        self.note_track(id, NoteLevel::Info, "track.active", track, &codec, "");
+    }
+
+    fn note_track(
+        &mut self,
+        id: StreamId,
+        level: NoteLevel,
+        event: &'static str,
+        track: TrackId,
+        codec: &str,
+        reason: &str,
+    ) {
+        let Some(stream) = self.catalog.get(id) else { return };
+        let mut fields = vec![
+            ("stream_id", id.to_string()),
+            ("name", stream.name.clone()),
+            ("track", track.to_string()),
+            ("codec", codec.to_owned()),
+        ];
+        if !reason.is_empty() {
+            fields.push(("reason", reason.to_owned()));
+        }
+        self.note(level, event, fields);
     }
 }

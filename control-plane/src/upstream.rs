@@ -22,6 +22,9 @@ use crate::resolve::SourceRoute;
 pub(crate) mod inventory;
 mod recovery;
 mod setup;
+mod words;
+
+pub(crate) use words::in_words;
 
 /// Longest wait for the answer to TEARDOWN.
 const TEARDOWN_WAIT: Duration = Duration::from_secs(1);
@@ -37,6 +40,9 @@ const UNAUTHORIZED: &str = "unauthorized";
 
 /// Reason of a failure: only Basic would do, and the route does not allow it (RTSP-38).
 pub(crate) const BASIC_NOT_ALLOWED: &str = "basic_not_allowed";
+
+/// Event: a camera that played is gone.
+pub(crate) const LOST: &str = "upstream.lost";
 
 /// One media to set up.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -29,6 +29,9 @@ pub struct Stream {
     pub name: String,
     /// What it is doing, from a closed set.
     pub state: &'static str,
+    /// Why its source could not be reached or was lost, in people's words; absent when all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// Where its media comes from.
     pub source: Source,
     /// Tracks in SDP order; empty until they are known.
@@ -63,6 +66,9 @@ pub struct Track {
     pub lost: u64,
     /// Interarrival jitter (RFC 3550 A.8).
     pub jitter_seconds: f64,
+    /// Present and true when this track delivers nothing while others of the stream do.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
 }
 
 /// One viewer.
@@ -130,6 +136,7 @@ fn stream(status: &StreamStatus, data: Option<&StreamStats>) -> Stream {
     Stream {
         name: status.name.clone(),
         state: status.state,
+        error: status.error.clone(),
         source,
         tracks: tracks
             .iter()
@@ -140,6 +147,7 @@ fn stream(status: &StreamStatus, data: Option<&StreamStats>) -> Stream {
                 bytes: track.bytes,
                 lost: track.lost,
                 jitter_seconds: track.jitter.as_secs_f64(),
+                silent: status.silent_tracks.contains(&track.track),
             })
             .collect(),
         legs: data.iter().flat_map(|data| &data.legs).map(Leg::from).collect(),

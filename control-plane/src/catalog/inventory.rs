@@ -1,9 +1,10 @@
 //! Streams when a proxy hands over.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use msm_graph::{ConnId, InputRow, StreamId, TrackRow};
+use msm_graph::{ConnId, InputRow, StreamId, TrackId, TrackRow};
 use msm_handover::{Anchor, Blob, Malformed, Moment};
 use msm_rtsp::url::ResourceUrl;
 use msm_rtsp::url::inventory::UrlInventory;
@@ -49,6 +50,10 @@ pub(crate) struct StreamInventory {
     active_since: Option<Moment>,
     #[serde(default)]
     silent: bool,
+    #[serde(default)]
+    silent_tracks: BTreeSet<TrackId>,
+    #[serde(default)]
+    error: Option<String>,
     #[serde(default)]
     ever_active: bool,
     #[serde(default)]
@@ -111,6 +116,8 @@ impl Stream {
             waiting: self.waiting.clone(),
             active_since: self.active_since.map(|since| at.moment(since)),
             silent: self.silent,
+            silent_tracks: self.silent_tracks.clone(),
+            error: self.error.clone(),
             ever_active: self.ever_active,
             armed: self.armed.map(|armed| at.moment(armed)),
         }
@@ -156,6 +163,8 @@ impl Stream {
         stream.waiting = inventory.waiting;
         stream.active_since = inventory.active_since.map(|since| at.instant(since));
         stream.silent = inventory.silent;
+        stream.silent_tracks = inventory.silent_tracks;
+        stream.error = inventory.error;
         stream.ever_active = inventory.ever_active;
         Ok((stream, inventory.armed))
     }

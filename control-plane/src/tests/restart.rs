@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use msm_graph::LegOp;
+use msm_graph::{LegOp, Report, TrackId};
 use msm_rtsp::message::{Method, Status};
 
 use super::world::*;
@@ -84,7 +84,7 @@ fn a_session_that_the_camera_forgot_is_set_up_again_under_the_legs() {
     world.camera().forget_session = true;
     for _ in 0..2 {
         world.sleep(SECOND * 16);
-        world.event(Event::Report(msm_graph::Report::InputAlive { stream }));
+        world.event(Event::Report(Report::InputAlive { stream }));
     }
     let camera = world.camera();
     assert_eq!(
@@ -188,4 +188,79 @@ fn a_changed_description_has_a_higher_version() {
     world.view("cam", "203.0.113.50:4000", UDP);
     assert_eq!(version(&world), before + 1, "SDP-1");
     assert_eq!(world.legs.len(), 2, "legs stay: the media are the same");
+}
+
+fn track_silent(world: &mut World, track: u8, seconds: u64, ever: bool) {
+    let stream = world.stream();
+    let silent_for = Duration::from_secs(seconds);
+    world.event(Event::Report(Report::TrackSilent { stream, track: TrackId(track), silent_for, ever }));
+}
+
+#[test]
+fn a_picture_that_never_comes_by_udp_is_asked_for_by_tcp_once() {
+    let (mut world, viewers) = playing(2);
+    track_silent(&mut world, 0, 3, false);
+    world.sleep(SECOND);
+    let asked = |world: &mut World| -> Vec<bool> {
+        let setups = world.camera().requests.iter().filter(|request| request.method == Method::Setup);
+        setups.map(|request| request.headers.get("Transport").unwrap().contains("TCP")).collect()
+    };
+    assert_eq!(asked(&mut world), [false, false, true, true], "RTSP-15");
+    assert_eq!(world.control.streams()[0].source.transport, Some("tcp"));
+    // A camera without picture has none by TCP either.
+    track_silent(&mut world, 0, 30, false);
+    world.sleep(SECOND);
+    assert_eq!(world.camera().dials, 2);
+    assert_eq!(world.control.streams()[0].silent_tracks, [TrackId(0)]);
+    assert_eq!(world.legs.len(), 2);
+    assert_eq!(world.in_session(&viewers[0], Method::GetParameter).status, Status::OK);
+}
+
+#[test]
+fn a_track_that_stops_beside_another_is_told_and_not_acted_upon() {
+    let (mut world, _viewers) = playing(1);
+    for track in 0..2 {
+        track_silent(&mut world, track, 9, true);
+        assert!(world.control.streams()[0].silent_tracks.is_empty(), "a picture every ten seconds is one");
+        track_silent(&mut world, track, 12, true);
+        track_silent(&mut world, track, 15, true);
+        assert_eq!(world.control.streams()[0].silent_tracks, [TrackId(track)]);
+        assert_eq!(world.control.streams()[0].state, "active");
+        let stream = world.stream();
+        world.event(Event::Report(Report::InputActive { stream, track: TrackId(track) }));
+        assert!(world.control.streams()[0].silent_tracks.is_empty());
+    }
+    let events = |world: &World, event| world.notes.iter().filter(|note| note.event == event).count();
+    assert_eq!((events(&world, "track.silent"), events(&world, "track.active")), (2, 2));
+    assert_eq!(world.camera().dials, 1, "cameras switch pictures off");
+}
+
+#[test]
+fn a_sound_track_that_never_comes_reopens_nothing() {
+    let (mut world, _viewers) = playing(1);
+    track_silent(&mut world, 1, 30, false);
+    world.sleep(SECOND);
+    assert_eq!(world.camera().dials, 1);
+    assert_eq!(world.control.streams()[0].silent_tracks, [TrackId(1)]);
+}
+
+#[test]
+fn why_a_camera_is_not_there_is_said_until_it_is() {
+    let mut world = World::with_camera();
+    world.camera().up = false;
+    let conn = world.connect("203.0.113.5:40000");
+    world.ask_status(conn, Method::Describe, "rtsp://proxy:8554/cam", &[]);
+    let error = world.control.streams()[0].error.clone().unwrap();
+    assert!(error.starts_with("the camera cannot be reached: "), "{error}");
+    world.sleep(SECOND * 2);
+    assert!(world.control.streams()[0].error.is_some(), "nobody has tried again");
+    world.camera().up = true;
+    world.view("cam", "203.0.113.6:4000", UDP);
+    assert_eq!(world.control.streams()[0].error, None);
+    world.kill_camera();
+    let error = world.control.streams()[0].error.clone();
+    assert!(error.is_some_and(|error| error.starts_with("the camera c")), "{:?}", world.control.streams());
+    world.camera().up = true;
+    world.sleep(SECOND * 3);
+    assert_eq!(world.control.streams()[0].error, None);
 }

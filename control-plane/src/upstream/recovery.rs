@@ -7,7 +7,7 @@ use msm_rtsp::client::{ClientError, ClientOutput, Step};
 use msm_rtsp::message::Status;
 use msm_rtsp::transport::LowerTransport;
 
-use super::{BASIC_NOT_ALLOWED, FAILURES_PER_LINE, Phase, UNAUTHORIZED, Upstream, UpstreamOutput};
+use super::{BASIC_NOT_ALLOWED, FAILURES_PER_LINE, LOST, Phase, UNAUTHORIZED, Upstream, UpstreamOutput};
 use crate::config::PullTransport;
 
 impl Upstream {
@@ -61,6 +61,20 @@ impl Upstream {
         }
     }
 
+    /// Sound comes by UDP and the picture never did: its packets are larger, and what drops those on the way
+    /// lets TCP pass (RTSP-15). Once only: a camera without picture has none by TCP either.
+    pub(crate) fn observe_missing_picture(&mut self, now: Instant) {
+        let may_fall_back = self.phase == Phase::Playing
+            && self.lower == LowerTransport::Udp
+            && self.route.transport == PullTransport::Auto
+            && !self.refused_tcp;
+        if may_fall_back {
+            self.prefers_tcp = true;
+            self.outputs.push_back(UpstreamOutput::Note("upstream.fallback", "no_picture"));
+            self.reopen(now, "fallback");
+        }
+    }
+
     pub(super) fn take_inputs_away(&mut self) {
         self.stage = self.stage.wrapping_add(1);
         if self.has_inputs {
@@ -104,7 +118,7 @@ impl Upstream {
         self.drop_conn();
         self.linger = None;
         self.probe = None;
-        self.outputs.push_back(UpstreamOutput::Note("upstream.lost", reason));
+        self.outputs.push_back(UpstreamOutput::Note(LOST, reason));
         self.back_off(now);
         self.tell_if_gone();
     }

@@ -43,6 +43,19 @@ pub enum Report {
         /// Whether an input of this generation ever delivered.
         ever: bool,
     },
+    /// Nothing was admitted on a picture or sound track for this long while another track of the stream
+    /// flows. Repeated like [`Report::InputSilent`]. Never told of other tracks: ONVIF metadata may be
+    /// silent for minutes.
+    TrackSilent {
+        /// The stream.
+        stream: StreamId,
+        /// The track.
+        track: TrackId,
+        /// Age of its last admitted packet, or of its input if there was none.
+        silent_for: Duration,
+        /// Whether its input of this generation ever delivered.
+        ever: bool,
+    },
     /// The source said BYE on this track; it was consumed (RTP-24).
     InputBye {
         /// The stream.

@@ -9,7 +9,15 @@ use crate::stats::TrackStats;
 fn status(name: &str, stream: Option<StreamId>) -> StreamStatus {
     let peer = Some("192.168.1.64:554".parse().unwrap());
     let source = SourceStatus { kind: "pull", transport: Some("udp"), peer };
-    StreamStatus { stream, name: name.to_owned(), state: "active", source, sessions: Vec::new() }
+    StreamStatus {
+        stream,
+        name: name.to_owned(),
+        state: "active",
+        error: None,
+        source,
+        silent_tracks: Vec::new(),
+        sessions: Vec::new(),
+    }
 }
 
 fn leg(n: u8, lost: Option<u64>) -> LegStats {
@@ -75,6 +83,17 @@ fn the_document_has_exactly_the_stated_shape() {
             {"peer": "10.0.0.2:4000", "transport": "tcp", "rung": "user", "state": "active", "packets": 7,
              "bytes": 8400, "lost": null, "jitter_seconds": null, "dropped": {"queue_full": 2}}]}]});
     assert_eq!(json, want);
+}
+
+#[test]
+fn what_is_wrong_is_said_and_otherwise_absent() {
+    let id = StreamId::new(1, [1; 10]);
+    let mut wrong = status("door", Some(id));
+    wrong.error = Some("the camera cannot be reached: Connection refused".to_owned());
+    wrong.silent_tracks = vec![TrackId(0)];
+    let json = serde_json::to_value(streams(&[wrong], &snapshot(id, 0))).unwrap();
+    assert_eq!(json["streams"][0]["error"], "the camera cannot be reached: Connection refused");
+    assert_eq!(json["streams"][0]["tracks"][0]["silent"], true);
 }
 
 #[test]

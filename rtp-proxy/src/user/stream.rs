@@ -22,6 +22,7 @@ use super::udp::{self, Destination};
 use super::worker::Shared;
 
 mod rtcp;
+mod silence;
 mod stats;
 
 use rtcp::send_upstream;
@@ -45,6 +46,8 @@ pub(crate) struct Input {
     pub(crate) entry: Entry,
     opened: Instant,
     delivered: bool,
+    /// When it was last said to be silent.
+    silent_reported: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -154,7 +157,7 @@ impl Stream {
         let track = self.track_mut(row.track)?;
         let own_ssrc = track.media.config().own_ssrc;
         track.media.replace(now, media_config(stream, &track.row, row.feedback, own_ssrc));
-        track.input.replace(Input { row, entry, opened: now, delivered: false })
+        track.input.replace(Input { row, entry, opened: now, delivered: false, silent_reported: None })
     }
 
     /// The peer's ports are known better now. Sends what opens the way through a NAT on our side, as
@@ -417,6 +420,7 @@ impl Stream {
                 InputOutput::Event(InputEvent::Active) => {
                     if let Some(input) = &mut track.input {
                         input.delivered = true;
+                        input.silent_reported = None;
                     }
                     self.silent_reported = None;
                     shared.report(Report::InputActive { stream, track: id });
@@ -500,21 +504,7 @@ impl Stream {
             self.alive_reported = Some(now);
             shared.report(Report::InputAlive { stream });
         }
-        let inputs = self.tracks.iter().filter_map(|track| Some((track, track.input.as_ref()?)));
-        let last = inputs
-            .map(|(track, input)| {
-                let arrived = track.media.last_arrival().filter(|at| *at >= input.opened);
-                (arrived.unwrap_or(input.opened), input.delivered || arrived.is_some())
-            })
-            .reduce(|a, b| (a.0.max(b.0), a.1 || b.1));
-        if let Some((last, ever)) = last {
-            let silent_for = now.duration_since(last);
-            let due = self.silent_reported.is_none_or(|told| now.duration_since(told) >= self.silence);
-            if silent_for >= self.silence && due {
-                self.silent_reported = Some(now);
-                shared.report(Report::InputSilent { stream, silent_for, ever });
-            }
-        }
+        self.tell_silence(now, shared);
     }
 }
 

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use msm_control_plane::event::OpError;
-use msm_graph::{ConnId, Encap, Epoch, InputRow, Report, Row, RowOp, StreamId, TrackId, TrackRow};
-use rtp_proxy::user::WorkerConfig;
+use msm_graph::{ConnId, Encap, Epoch, InputRow, MediaKind, Report, Row, RowOp, StreamId, TrackId, TrackRow};
+use rtp_proxy::user::{UserEvent, WorkerConfig};
 use tokio::io::AsyncWriteExt;
 
 use crate::lab::{Lab, Pair, TRACK, V4, frame, read_frame, read_response, recv, rtp, run, sender_report};
@@ -23,6 +23,42 @@ fn a_silent_input_is_reported_and_its_legs_stay() {
         // Empty is not delete.
         lab.upsert(vec![]).await;
         assert_eq!(lab.workers.snapshot().await.streams[0].legs.len(), 1);
+    });
+}
+
+#[test]
+fn a_picture_that_never_comes_is_told_while_sound_flows_and_metadata_never() {
+    run(async |mut lab| {
+        let kinds = [MediaKind::Video, MediaKind::Audio, MediaKind::Application];
+        let track = lab.row.tracks[0].clone();
+        let of = |n: u8| TrackRow { track: TrackId(n), kind: kinds[usize::from(n)], ..track.clone() };
+        lab.row.tracks = (0..3).map(of).collect();
+        let cameras = [Pair::open(V4).await, Pair::open(V4).await, Pair::open(V4).await];
+        let inputs = cameras.iter().zip(0..);
+        let inputs = inputs.map(|(camera, n)| InputRow { track: TrackId(n), ..Lab::udp_input(camera, 1) });
+        let state = lab.upsert(inputs.collect()).await;
+        let to: Vec<_> = state.inputs.iter().map(|input| (V4, input.local.unwrap().rtp)).collect();
+        let (mut seq, mut told, mut shown) = (0, Vec::new(), false);
+        // What is silent from the beginning, then what stops.
+        while told.len() < 6 {
+            seq += 1;
+            cameras[1].rtp.send_to(&rtp(seq, u32::from(seq) * 160, 2, 172), to[1]).await.unwrap();
+            if told.len() == 3 && !std::mem::replace(&mut shown, true) {
+                cameras[0].rtp.send_to(&rtp(1, 160, 1, 172), to[0]).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            while let Ok(event) = lab.events.try_recv() {
+                match event {
+                    UserEvent::Report(Report::TrackSilent { track, silent_for, ever, .. }) => {
+                        assert!(silent_for >= Duration::from_millis(300));
+                        told.push((track.0, ever));
+                    }
+                    UserEvent::Report(Report::InputSilent { .. }) => panic!("sound flows"),
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(told, [(0, false), (0, false), (0, false), (0, true), (0, true), (0, true)]);
     });
 }
 
