@@ -4,8 +4,10 @@
 //! `standalone` runs in user space; nothing here is called by it yet.
 
 pub mod attach;
+pub mod hop;
 pub mod load;
 pub mod maps;
+pub mod table;
 
 /// The compiled kernel programs, `None` in a proxy that was built without the toolchain for them.
 #[cfg(msm_kernel_object)]

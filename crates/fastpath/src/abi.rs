@@ -39,8 +39,10 @@ pub const LAYOUTS: &[Layout] = &[
     crate::flow::FlowStats::LAYOUT,
     crate::rewrite::RtpEdit::LAYOUT,
     crate::gate::GateEntry::LAYOUT,
-    crate::group::Group::LAYOUT,
     crate::group::LegEntry::LAYOUT,
+    crate::group::LegStats::LAYOUT,
+    crate::flow::PortKey::LAYOUT,
+    crate::event::Event::LAYOUT,
 ];
 
 /// Declares an ABI type: `abi! { pub struct Name [size in bytes] { field: Type, .. } }`.

@@ -4,7 +4,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::abi;
 use crate::decide::Admission;
-use crate::header::RtpFixed;
+use crate::group::GroupMode;
+use crate::rewrite::RtpEdit;
 
 abi! {
     /// Key of a flow: the 5-tuple (the protocol is always UDP) and the interface it came in by.
@@ -58,6 +59,32 @@ impl FlowKey {
     }
 }
 
+abi! {
+    /// Key of a media address of ours: what a datagram must be sent to so that it claims to be ours.
+    pub struct PortKey [20] {
+        /// Destination address, as [`FlowKey::dst`]; all zero for every address of this node.
+        pub addr: [u8; 16],
+        /// Destination port, network order.
+        pub port: [u8; 2],
+        /// Explicit padding, 0.
+        pub pad: [u8; 2],
+    }
+}
+
+impl PortKey {
+    /// Value: a datagram without a flow goes up to the socket, which may be waiting for a source it does not
+    /// know yet, or serves sources that have no flow.
+    pub const TO_USER: u32 = 1;
+    /// Value: every source of this address has its flow; a datagram without one is dropped
+    /// ([`crate::DropReason::UnknownSource`]).
+    pub const STRICT: u32 = 2;
+
+    /// Key of a local address.
+    pub const fn new(local: SocketAddr) -> Self {
+        Self { addr: octets(local.ip()), port: local.port().to_be_bytes(), pad: [0; 2] }
+    }
+}
+
 /// What a flow carries, and so which checks apply.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,77 +114,122 @@ impl FlowKind {
 }
 
 abi! {
-    /// What the kernel knows of a flow.
-    pub struct FlowEntry [40] {
+    /// What the kernel knows of a flow: what it admits and who gets it.
+    ///
+    /// It is published whole: one map update replaces it, and a packet sees the one before or the one
+    /// after, never a mixture. The legs it names were written before.
+    pub struct FlowEntry [64] {
         /// What is admitted.
         pub admission: Admission,
-        /// Index of the group that the flow feeds.
-        pub group: u32,
-        /// RTP clock rate in Hz, for the jitter input.
+        /// The edit of [`crate::GroupMode::Common`].
+        pub edit: RtpEdit,
+        /// RTP clock rate in Hz, for jitter.
         pub clock_rate: u32,
+        /// Index of the flow's [`FlowStats`].
+        pub stats: u32,
+        /// Slot of the first leg; the others follow it.
+        pub first_leg: u32,
+        /// Number of slots to walk, at most [`crate::limits::MAX_LEGS`]. A slot whose gate is shut is skipped.
+        pub legs: u16,
         /// A [`FlowKind`].
         pub kind: u8,
-        /// [`FlowEntry::FORWARD_RTCP`] or 0.
+        /// A [`crate::GroupMode`].
+        pub mode: u8,
+        /// [`FlowEntry::FORWARD_RTCP`], [`FlowEntry::COPY_TO_USER`].
         pub flags: u8,
         /// Explicit padding, 0.
-        pub pad: [u8; 6],
+        pub pad: [u8; 7],
     }
 }
 
 impl FlowEntry {
     /// Flag: RTCP is forwarded like RTP. Set between nodes; at the edge RTCP ends in user space.
     pub const FORWARD_RTCP: u8 = 1;
+    /// Flag: the worker gets every forwarded packet too, unedited: it has legs of its own on this flow, or
+    /// a leg is on its way between the two.
+    pub const COPY_TO_USER: u8 = 2;
 
-    /// An entry at the edge that feeds group `group`.
-    pub const fn new(kind: FlowKind, admission: Admission, group: u32, clock_rate: u32) -> Self {
-        Self { admission, group, clock_rate, kind: kind as u8, flags: 0, pad: [0; 6] }
+    /// An entry at the edge that hands everything to the worker: no legs yet.
+    pub const fn new(kind: FlowKind, admission: Admission, stats: u32, clock_rate: u32) -> Self {
+        Self {
+            admission,
+            edit: RtpEdit::TRANSPARENT,
+            clock_rate,
+            stats,
+            first_leg: 0,
+            legs: 0,
+            kind: kind as u8,
+            mode: GroupMode::ToUser as u8,
+            flags: 0,
+            pad: [0; 7],
+        }
     }
 }
 
 abi! {
-    /// Counters of a flow: one shared value, plain loads and stores; races lose single counts.
-    pub struct FlowStats [32] {
-        /// Packets admitted, segments of super-packets counted one by one.
+    /// Progress of a flow: one shared value, plain loads and stores; races lose single counts.
+    ///
+    /// User space writes the start value, so that the kernel goes on with the worker's extended numbers,
+    /// and reads it when it wants to know. Only what the kernel forwarded is in it.
+    pub struct FlowStats [112] {
+        /// Packets forwarded, segments of super-packets counted one by one.
         pub packets: u64,
         /// UDP payload bytes of these.
         pub bytes: u64,
         /// Packets dropped on the flow.
         pub dropped: u64,
-        /// RTP timestamp of the last admitted packet, the first segment of a super-packet.
+        /// Packets handed to the worker because they do not continue the run: another SSRC, a jump, no RTP.
+        pub strange: u64,
+        /// Packets that arrived behind a later one.
+        pub reordered: u64,
+        /// Packets that arrived twice, as far as [`FlowStats::window`] shows it.
+        pub duplicate: u64,
+        /// Highest extended sequence number.
+        pub highest: u64,
+        /// The 64 numbers up to `highest`: bit n is `highest` - n, set when it came.
+        pub window: u64,
+        /// When the last forwarded packet came, ns of CLOCK_MONOTONIC.
+        pub last_arrival: u64,
+        /// When `last_timestamp` was first seen, likewise.
+        pub timestamp_at: u64,
+        /// Start of the second in which `handed` counts, likewise.
+        pub handed_since: u64,
+        /// Strange packets handed to the worker in that second; beyond the limit they are dropped.
+        pub handed: u32,
+        /// Highest RTP timestamp.
         pub last_timestamp: u32,
-        /// Sequence number, likewise.
-        pub last_seq: u16,
-        /// 1 once a packet was admitted.
+        /// Relative transit time of the last packet, in units of the clock rate (RFC 3550 A.8).
+        pub transit: u32,
+        /// Jitter, in sixteenths of a unit of the clock rate (RFC 3550 A.8).
+        pub jitter: u32,
+        /// 1 once `highest` and `last_timestamp` hold a packet's.
         pub seen: u8,
         /// Explicit padding, 0.
-        pub pad: u8,
+        pub pad: [u8; 7],
     }
 }
 
 impl FlowStats {
-    /// Nothing counted yet.
-    pub const ZERO: Self =
-        Self { packets: 0, bytes: 0, dropped: 0, last_timestamp: 0, last_seq: 0, seen: 0, pad: 0 };
-
-    /// Counts admitted datagrams: `segments` of a super-packet or 1, `bytes` of UDP payload in all.
-    /// `header`: of the first of them, `None` on flows that carry no RTP.
-    #[inline]
-    pub const fn count(&mut self, header: Option<&RtpFixed>, segments: u32, bytes: u32) {
-        let (segments, bytes) = (segments as u64, bytes as u64);
-        self.packets = self.packets.wrapping_add(segments);
-        self.bytes = self.bytes.wrapping_add(bytes);
-        if let Some(header) = header {
-            self.last_seq = header.seq();
-            self.last_timestamp = header.timestamp();
-        }
-        self.seen = 1;
-    }
-
-    /// Counts dropped datagrams.
-    #[inline]
-    pub const fn count_drop(&mut self, segments: u32) {
-        self.dropped = self.dropped.wrapping_add(segments as u64);
-    }
+    /// Nothing counted yet, no number seen.
+    pub const ZERO: Self = Self {
+        packets: 0,
+        bytes: 0,
+        dropped: 0,
+        strange: 0,
+        reordered: 0,
+        duplicate: 0,
+        highest: 0,
+        window: 0,
+        last_arrival: 0,
+        timestamp_at: 0,
+        handed_since: 0,
+        handed: 0,
+        last_timestamp: 0,
+        transit: 0,
+        jitter: 0,
+        seen: 0,
+        pad: [0; 7],
+    };
 }
 
 #[cfg(test)]

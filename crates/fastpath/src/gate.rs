@@ -106,14 +106,46 @@ impl Gate {
 }
 
 abi! {
-    /// A gate as the kernel's maps hold it.
-    pub struct GateEntry [4] {
+    /// A gate as the kernel's maps hold it. The kernel moves it from armed to active and from draining to
+    /// disabled, and leaves in `at` the packet at which it did.
+    pub struct GateEntry [8] {
         /// 0 disabled, 1 armed, 2 active, 3 draining.
         pub state: u8,
-        /// Explicit padding, 0.
-        pub pad: u8,
-        /// `from` or `until`, host order; 0 in the other states.
+        /// [`GateEntry::MOVED`] or 0.
+        pub flags: u8,
+        /// `from` or `until`, host order; stays when the kernel moves the gate.
         pub seq: u16,
+        /// Sequence number, as it came in, of the first packet that passed, or of the first that no longer
+        /// did; valid with [`GateEntry::MOVED`].
+        pub at: u16,
+        /// Explicit padding, 0.
+        pub pad: [u8; 2],
+    }
+}
+
+impl GateEntry {
+    /// Flag: the kernel has moved the gate since user space wrote it; `at` says where.
+    pub const MOVED: u8 = 1;
+
+    /// The entry after one packet, and what happens to the packet: [`Gate::step`] on the entry. A gate in an
+    /// unknown state holds.
+    #[inline]
+    #[must_use]
+    pub fn step(self, seq: u16) -> (Self, Step) {
+        let Ok(gate) = Gate::try_from(self) else { return (self, Step::Hold) };
+        let (gate, step) = gate.step(seq);
+        match step {
+            Step::Start | Step::Stop => {
+                let moved = Self::from(gate);
+                (Self { flags: Self::MOVED, seq: self.seq, at: seq, ..moved }, step)
+            }
+            Step::Hold | Step::Pass => (self, step),
+        }
+    }
+
+    /// Where the kernel moved the gate, if it has since user space wrote it.
+    pub const fn moved_at(self) -> Option<u16> {
+        if self.flags & Self::MOVED == 0 { None } else { Some(self.at) }
     }
 }
 
@@ -125,7 +157,7 @@ impl From<Gate> for GateEntry {
             Gate::Active => (2, 0),
             Gate::Draining(until) => (3, until),
         };
-        Self { state, pad: 0, seq }
+        Self { state, flags: 0, seq, at: 0, pad: [0; 2] }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Groups: the fan-out list of a flow and its legs.
 
 use crate::abi;
-use crate::gate::GateEntry;
 use crate::rewrite::RtpEdit;
 
 /// How much of a packet a group's copies change.
@@ -50,21 +49,8 @@ impl GroupMode {
 }
 
 abi! {
-    /// A fan-out list.
-    pub struct Group [24] {
-        /// The edit of [`GroupMode::Common`].
-        pub edit: RtpEdit,
-        /// Number of legs, at most [`crate::limits::MAX_LEGS`].
-        pub legs: u32,
-        /// A [`GroupMode`].
-        pub mode: u8,
-        /// Explicit padding, 0.
-        pub pad: [u8; 3],
-    }
-}
-
-abi! {
-    /// One leg: what its copies look like and where they go.
+    /// One leg: what its copies look like and where they go. Its gate and its counters are entries of
+    /// their own, at index `id`, so that moving the entry to another slot moves neither.
     pub struct LegEntry [88] {
         /// RTP edit, in [`GroupMode::PerLeg`].
         pub edit: RtpEdit,
@@ -82,12 +68,15 @@ abi! {
         pub dst_port: [u8; 2],
         /// Interface the copies leave by.
         pub ifindex: u32,
-        /// Start gate.
-        pub gate: GateEntry,
-        /// Checksum delta of addresses (IP header and pseudo-header), as [`crate::csum::Delta`].
+        /// Index of the leg's [`crate::GateEntry`] and [`LegStats`].
+        pub id: u32,
+        /// Checksum delta from the flow's addresses to the leg's (pseudo-header; IPv4 header too), as
+        /// [`crate::csum::Delta`].
         pub address_delta: u32,
-        /// Checksum delta of ports.
+        /// Checksum delta from the flow's ports to the leg's.
         pub port_delta: u32,
+        /// Largest IP packet of the way out, in bytes; a larger segment is not sent to the leg.
+        pub mtu: u16,
         /// Time to live to send with; 0: the packet's, less one.
         pub ttl: u8,
         /// DSCP to send with, if [`LegEntry::SET_DSCP`] is set.
@@ -95,14 +84,27 @@ abi! {
         /// [`LegEntry::SET_DSCP`], [`LegEntry::LOCAL`].
         pub flags: u8,
         /// Explicit padding, 0.
-        pub pad: [u8; 5],
+        pub pad: [u8; 3],
+    }
+}
+
+abi! {
+    /// What the kernel sent to one leg, per CPU.
+    pub struct LegStats [24] {
+        /// Packets, segments of super-packets counted one by one.
+        pub packets: u64,
+        /// UDP payload bytes of these.
+        pub bytes: u64,
+        /// Packets that could not be sent: too long for the way out, refused by the device.
+        pub dropped: u64,
     }
 }
 
 impl LegEntry {
     /// Flag: `dscp` replaces the packet's.
     pub const SET_DSCP: u8 = 1;
-    /// Flag: the leg is a pod of this node.
+    /// Flag: `ifindex` is this end of a veth whose other end is in the viewer's namespace: a last copy may be
+    /// handed over there without passing this end.
     pub const LOCAL: u8 = 2;
 }
 

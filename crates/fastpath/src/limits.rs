@@ -4,14 +4,35 @@
 /// kernel 6.x (older kernels 64); a packet with more goes to user space, counted.
 pub const MAX_SEGMENTS: u32 = 128;
 
-/// Legs of one group.
-pub const MAX_LEGS: u32 = 64;
+/// Slots of one group, those of departed legs included.
+pub const MAX_LEGS: u32 = 512;
 
 /// Legs that a plain loop walks; more use the kernel's loop helper.
 pub const MAX_UNROLLED_LEGS: u32 = 16;
 
-/// Default capacity of the flow map. A preallocated slot takes about 120 bytes, so this is 2 MiB.
+/// Default capacity of the flow map and of the flow statistics.
 pub const FLOWS: u32 = 16_384;
+
+/// Default capacity of the legs, their gates and their counters.
+pub const LEGS: u32 = 65_536;
+
+/// Default capacity of the map of media addresses of ours.
+pub const PORTS: u32 = 1_024;
+
+/// Bytes of the event ring, a power of two and a multiple of the page size.
+pub const EVENT_RING: u32 = 65_536;
+
+/// Packets missing in a row that are told as an event.
+pub const BURST_LOSS: u16 = 16;
+
+/// Packets per second and flow that do not continue the run and are handed to the worker all the same.
+pub const STRANGE_PER_SECOND: u32 = 256;
+
+/// A packet this far ahead of the highest one, or further, does not continue the run (RFC 3550 A.1).
+pub const MAX_DROPOUT: u16 = 3_000;
+
+/// A packet this far behind the highest one, or further, does not continue the run (RFC 3550 A.1).
+pub const MAX_MISORDER: u16 = 100;
 
 /// Counters of the `counters` map: the verdicts first, then one per drop reason.
 pub const COUNTERS: u32 = VERDICT_COUNTERS + crate::drop::DropReason::ALL.len() as u32;

@@ -37,13 +37,3 @@ fn layouts_have_no_hole() {
         assert_eq!(at, layout.size, "{}", layout.name);
     }
 }
-
-#[test]
-fn a_flow_counts_what_it_admits_and_drops() {
-    let mut stats = FlowStats::ZERO;
-    stats.count(Some(&RtpFixed::new(96, false, 7, 900, 1)), 1, 172);
-    stats.count(None, 3, 60);
-    stats.count_drop(2);
-    assert_eq!((stats.packets, stats.bytes, stats.dropped), (4, 232, 2));
-    assert_eq!((stats.last_seq, stats.last_timestamp, stats.seen), (7, 900, 1));
-}
