@@ -2,14 +2,30 @@
 //!
 //! On the host this is an empty program, so that `cargo check`, clippy and the lockfile cover the crate
 //! without a BPF toolchain; `rtp-proxy`'s build script compiles it for the kernel.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+#[cfg(target_arch = "bpf")]
+mod checksum;
+#[cfg(target_arch = "bpf")]
+mod copies;
+#[cfg(target_arch = "bpf")]
+mod counters;
+#[cfg(target_arch = "bpf")]
+mod edit;
+#[cfg(target_arch = "bpf")]
+mod event;
+#[cfg(target_arch = "bpf")]
+mod gate;
+#[cfg(target_arch = "bpf")]
+mod judge;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
-mod stats;
+mod skb;
+#[cfg(target_arch = "bpf")]
+mod tables;
 #[cfg(target_arch = "bpf")]
 mod tcx;
 #[cfg(target_arch = "bpf")]

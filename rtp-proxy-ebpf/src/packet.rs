@@ -1,139 +1,206 @@
-//! Bounds-checked access to packet bytes: the only pointer arithmetic. From the [`FlowKey`] on everything
-//! is a copied value.
+//! One packet at the TCX hook, its headers copied out, and all that becomes known of it.
+//!
+//! That lies in a value of each CPU and not on the stack, for two reasons: the stack of a call chain ends at 512
+//! bytes, and the verifier knows nothing of what a map holds. On the stack it follows every
+//! combination of address family, checksum state, mode and so on through both loops on its own: more than a
+//! million instructions (kernel 6.18, rustc 1.96), where so it takes some thousands.
 
-use msm_fastpath::flow::mapped;
-use msm_fastpath::header::{
-    ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Eth, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, PROTO_UDP, UDP_LEN, Udp,
-};
-use msm_fastpath::{FlowKey, RTP_FIXED_LEN, RtpFixed};
+use core::ffi::c_void;
+use core::ptr::from_mut;
 
-/// Bytes of the longest headers that are looked at: Ethernet, IPv6, UDP, RTP.
-pub(crate) const HEADERS_LEN: u32 = (ETH_LEN + IPV6_LEN + UDP_LEN + RTP_FIXED_LEN) as u32;
+use aya_ebpf::helpers::generated::bpf_loop;
+use msm_fastpath::gso::Segments;
+use msm_fastpath::header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_UDP};
+use msm_fastpath::limits::{COUNT_NOT_OURS, COUNT_UNPARSED};
+use msm_fastpath::{Checksum, Family, FlowEntry, Head, Progress, RTP_FIXED_LEN, RtpEdit, RtpFixed};
 
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_QINQ: u16 = 0x88a8;
+use crate::maps::PACKET;
+use crate::skb::Skb;
 
-/// The linear bytes of a packet.
-#[derive(Clone, Copy)]
-pub(crate) struct Bytes {
-    start: usize,
-    end: usize,
+/// Frame bytes up to the UDP payload, and up to the end of the RTP header.
+pub(crate) const V4: usize = Family::V4.payload_offset();
+pub(crate) const V4_RTP: usize = V4 + RTP_FIXED_LEN;
+pub(crate) const V6: usize = Family::V6.payload_offset();
+pub(crate) const V6_RTP: usize = V6 + RTP_FIXED_LEN;
+
+/// One packet of one flow.
+#[repr(C)]
+pub(crate) struct Packet {
+    /// 1 while it is in use: a copy that comes back to this hook before the copying is over, by somebody's ingress
+    /// redirect, must not use it too.
+    busy: u32,
+    /// UDP payload in bytes, all segments together.
+    pub(crate) payload_len: u32,
+    /// Segment size of a super-packet, 0 for a plain datagram.
+    pub(crate) gso_size: u32,
+    /// The UDP checksum field.
+    pub(crate) check: u16,
+    pub(crate) family: Family,
+    /// Whether the payload begins with an RTP header.
+    pub(crate) is_rtp: bool,
+    /// Headers as they came.
+    pub(crate) head: Head,
+    /// Headers of the last copy.
+    pub(crate) copy: Head,
+    pub(crate) entry: FlowEntry,
+    pub(crate) progress: Progress,
+    pub(crate) segments: Segments,
+    /// When it came, in units of the clock rate.
+    pub(crate) arrival: u32,
+    /// Largest IP packet among the segments, in bytes.
+    pub(crate) ip_len: u32,
+    /// The edit that the RTP headers of a super-packet have been through.
+    pub(crate) applied: RtpEdit,
+    /// The edit that they are going through.
+    pub(crate) edit: RtpEdit,
+    pub(crate) checksum: Checksum,
+    /// Whether the worker gets the packet too.
+    pub(crate) to_user: bool,
+    /// Whether a loop met something that it could not go on with.
+    pub(crate) failed: bool,
 }
 
-impl Bytes {
-    /// `start` and `end` are `data` and `data_end` of the program's context, and are stale after every
-    /// helper that may move packet memory.
+impl Packet {
+    /// The value of this CPU, `None` while it is in use.
     #[inline(always)]
-    pub(crate) fn new(start: usize, end: usize) -> Self {
-        Self { start, end }
-    }
-
-    /// Copies a header out; `None` if it does not lie wholly in the linear bytes.
-    #[inline(always)]
-    fn read<T: Copy>(self, offset: usize) -> Option<T> {
-        const { assert!(align_of::<T>() == 1, "header views have alignment 1") };
-        let at = self.start + offset;
-        if at + size_of::<T>() > self.end {
+    pub(crate) fn claim() -> Option<&'static mut Self> {
+        // SAFETY: a slot of this CPU's own array; `busy` tells that nobody else has a reference to it.
+        let packet = unsafe { &mut *PACKET.get_ptr_mut(0)? };
+        if packet.busy != 0 {
             return None;
         }
-        // SAFETY: `start` is the context's `data`, the comparison above bounds the read by its
-        // `data_end` (the verifier checks the same), and T has alignment 1 and no invalid bit pattern.
-        Some(unsafe { *(at as *const T) })
+        packet.busy = 1;
+        Some(packet)
+    }
+
+    /// Gives it back.
+    #[inline(always)]
+    pub(crate) fn release(&mut self) {
+        self.busy = 0;
+    }
+
+    /// Reads the headers. False if they are not what is looked into at fixed offsets.
+    #[inline(always)]
+    pub(crate) fn read(&mut self, skb: Skb, family: Family) -> bool {
+        let len = skb.len();
+        self.family = family;
+        if !self.load(skb, len) {
+            return false;
+        }
+        let datagram = match family {
+            Family::V4 => self.head.datagram_v4(len),
+            Family::V6 => self.head.datagram_v6(len),
+        };
+        let Some(datagram) = datagram else { return false };
+        self.payload_len = datagram.payload_len;
+        self.check = datagram.check;
+        self.gso_size = skb.gso_size();
+        true
+    }
+
+    /// Copies the headers out, the RTP header too if the frame is so long.
+    #[inline(always)]
+    fn load(&mut self, skb: Skb, len: u32) -> bool {
+        let long = len as usize >= self.family.payload_offset() + RTP_FIXED_LEN;
+        match (self.family, long) {
+            (Family::V4, true) => self.load_bytes::<V4_RTP>(skb),
+            (Family::V4, false) => self.load_bytes::<V4>(skb),
+            (Family::V6, true) => self.load_bytes::<V6_RTP>(skb),
+            (Family::V6, false) => self.load_bytes::<V6>(skb),
+        }
+    }
+
+    #[inline(always)]
+    fn load_bytes<const N: usize>(&mut self, skb: Skb) -> bool {
+        self.head.frame_mut().first_chunk_mut::<N>().is_some_and(|bytes| skb.load(0, bytes))
+    }
+
+    /// The first RTP header, if the payload has so many bytes.
+    #[inline(always)]
+    pub(crate) fn first_header(&self) -> Option<RtpFixed> {
+        (self.payload_len >= RTP_FIXED_LEN as u32).then(|| self.rtp())
+    }
+
+    /// The first RTP header, where there is known to be one.
+    #[inline(always)]
+    pub(crate) fn rtp(&self) -> RtpFixed {
+        self.head.rtp(self.family)
+    }
+
+    /// Whether it is more than one datagram.
+    #[inline(always)]
+    pub(crate) fn is_super(&self) -> bool {
+        self.segments.count() > 1
+    }
+
+    /// Calls `body` for the numbers below `times`, until it returns 1.
+    #[inline(always)]
+    pub(crate) fn repeat(&mut self, skb: Skb, times: u32, body: extern "C" fn(u32, *mut Turn) -> i64) {
+        let mut turn = Turn { skb, packet: self };
+        // SAFETY: the helper calls `body` with what it is given here, and returns before this does.
+        unsafe { bpf_loop(times, body as *mut c_void, from_mut(&mut turn).cast(), 0) };
     }
 }
 
-/// What the headers of a frame say.
-pub(crate) enum Parsed {
-    /// No UDP over IP: not for us.
-    Other,
-    /// Headers beyond the fixed offsets, or cut short: for the kernel's own stack, counted.
-    Unparsed,
-    /// A UDP datagram.
-    Datagram(Datagram),
-}
-
-/// A UDP datagram, by value.
-pub(crate) struct Datagram {
-    pub(crate) key: FlowKey,
-    /// First 12 bytes of the payload, if it has so many.
-    pub(crate) rtp: Option<RtpFixed>,
-    /// Bytes of UDP payload, all segments of a super-packet together.
-    pub(crate) payload_len: u32,
-}
-
-/// Parses Ethernet, IPv4 without options or IPv6 without extension headers, UDP.
-///
-/// `frame_len`: of the whole frame, with what is not linear. `ifindex`: where it came in.
+/// The IP version of a UDP datagram. Otherwise the index of the counter for a frame that is not for us.
 #[inline(always)]
-pub(crate) fn parse(bytes: Bytes, frame_len: u32, ifindex: u32) -> Parsed {
-    let Some(eth) = bytes.read::<Eth>(0) else { return Parsed::Unparsed };
-    match eth.ethertype() {
-        ETHERTYPE_IPV4 => parse_ipv4(bytes, frame_len, ifindex),
-        ETHERTYPE_IPV6 => parse_ipv6(bytes, frame_len, ifindex),
-        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Parsed::Unparsed,
-        _ => Parsed::Other,
+pub(crate) fn classify(skb: Skb) -> Result<Family, u32> {
+    const V4_TYPE: u32 = ETHERTYPE_IPV4.to_be() as u32;
+    const V6_TYPE: u32 = ETHERTYPE_IPV6.to_be() as u32;
+    const VLAN: u32 = 0x8100_u16.to_be() as u32;
+    const QINQ: u32 = 0x88a8_u16.to_be() as u32;
+    // The kernel has taken the outer tag off already.
+    if skb.vlan_present() != 0 {
+        return Err(COUNT_UNPARSED);
     }
-}
-
-#[inline(always)]
-fn parse_ipv4(bytes: Bytes, frame_len: u32, ifindex: u32) -> Parsed {
-    let Some(ip) = bytes.read::<Ipv4>(ETH_LEN) else { return Parsed::Unparsed };
-    if ip.protocol() != PROTO_UDP {
-        return Parsed::Other;
-    }
-    let total = u32::from(ip.total_len());
-    if !ip.is_plain() || ip.is_fragment() || total < IPV4_LEN as u32 || total + ETH_LEN as u32 > frame_len {
-        return Parsed::Unparsed;
-    }
-    parse_udp(bytes, ETH_LEN + IPV4_LEN, total - IPV4_LEN as u32, mapped(ip.src()), mapped(ip.dst()), ifindex)
-}
-
-#[inline(always)]
-fn parse_ipv6(bytes: Bytes, frame_len: u32, ifindex: u32) -> Parsed {
-    let Some(ip) = bytes.read::<Ipv6>(ETH_LEN) else { return Parsed::Unparsed };
-    match ip.next_header() {
-        PROTO_UDP => {}
-        // Hop-by-hop, routing, fragment, destination options: UDP may follow, at no fixed offset.
-        0 | 43 | 44 | 60 => return Parsed::Unparsed,
-        _ => return Parsed::Other,
-    }
-    let payload = u32::from(ip.payload_len());
-    if !ip.is_plain() || payload + (ETH_LEN + IPV6_LEN) as u32 > frame_len {
-        return Parsed::Unparsed;
-    }
-    parse_udp(bytes, ETH_LEN + IPV6_LEN, payload, ip.src(), ip.dst(), ifindex)
-}
-
-/// `ip_payload`: bytes that the IP header declares after itself.
-#[inline(always)]
-fn parse_udp(
-    bytes: Bytes,
-    offset: usize,
-    ip_payload: u32,
-    src: [u8; 16],
-    dst: [u8; 16],
-    ifindex: u32,
-) -> Parsed {
-    let Some(udp) = bytes.read::<Udp>(offset) else { return Parsed::Unparsed };
-    let len = u32::from(udp.udp_len());
-    if len < UDP_LEN as u32 || len > ip_payload {
-        return Parsed::Unparsed;
-    }
-    let payload_len = len - UDP_LEN as u32;
-    let rtp = if payload_len < RTP_FIXED_LEN as u32 {
-        None
-    } else {
-        match bytes.read::<RtpFixed>(offset + UDP_LEN) {
-            Some(rtp) => Some(rtp),
-            None => return Parsed::Unparsed,
+    let (family, offset) = match skb.protocol() {
+        V4_TYPE => (Family::V4, 23),
+        V6_TYPE => (Family::V6, 20),
+        VLAN | QINQ => return Err(COUNT_UNPARSED),
+        _ => return Err(COUNT_NOT_OURS),
+    };
+    let protocol = match skb.linear_byte(offset) {
+        Some(protocol) => protocol,
+        None => {
+            let mut protocol = [0];
+            if !skb.load(offset as u32, &mut protocol) {
+                return Err(COUNT_UNPARSED);
+            }
+            protocol[0]
         }
     };
-    let key = FlowKey {
-        src,
-        dst,
-        src_port: udp.src_port().to_be_bytes(),
-        dst_port: udp.dst_port().to_be_bytes(),
-        ifindex,
-    };
-    Parsed::Datagram(Datagram { key, rtp, payload_len })
+    match (protocol, family) {
+        (PROTO_UDP, _) => Ok(family),
+        // Hop-by-hop, routing, fragment, destination options: UDP may follow, at no fixed offset.
+        (0 | 43 | 44 | 60, Family::V6) => Err(COUNT_UNPARSED),
+        _ => Err(COUNT_NOT_OURS),
+    }
+}
+
+/// An RTP header on the stack, aligned.
+pub(crate) struct Buffer(pub(crate) [u32; 3]);
+
+impl Buffer {
+    #[inline(always)]
+    pub(crate) fn bytes(&mut self) -> &mut [u8; RTP_FIXED_LEN] {
+        zerocopy::transmute_mut!(&mut self.0)
+    }
+}
+
+/// What the body of a loop is given.
+pub(crate) struct Turn {
+    skb: Skb,
+    packet: *mut Packet,
+}
+
+impl Turn {
+    /// What [`Packet::repeat`] was called with.
+    ///
+    /// # Safety
+    /// `turn` is what the body of a loop was given, and is used once.
+    #[inline(always)]
+    pub(crate) unsafe fn take<'a>(turn: *mut Self) -> (Skb, &'a mut Packet) {
+        // SAFETY: both outlive the loop, whose caller waits for it and looks at neither.
+        unsafe { ((*turn).skb, &mut *(*turn).packet) }
+    }
 }

@@ -1,30 +1,37 @@
-//! Ingress by TCX or tc: judges what is ours, leaves everything else to whoever comes next.
-//!
-//! This increment attaches it in tests only: an admitted packet goes on to the kernel's own stack.
+//! Ingress by TCX or tc: what is ours goes to its legs, everything else to whoever comes next.
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
-use msm_fastpath::Verdict;
+use msm_fastpath::Family;
+use msm_fastpath::limits::COUNT_UNPARSED;
 
-use crate::packet::{Bytes, HEADERS_LEN, parse};
-use crate::stats::judge;
-
-/// `TCX_NEXT`, and `TC_ACT_UNSPEC` on tc: the next program decides.
-const NEXT: i32 = -1;
+use crate::copies::send;
+use crate::counters::count;
+use crate::judge::{FORWARD, judge};
+use crate::packet::{Packet, classify};
+use crate::skb::{NEXT, Skb};
 
 #[inline(always)]
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
-    let len = ctx.len();
-    let wanted = if len < HEADERS_LEN { len } else { HEADERS_LEN };
-    // Headers may lie in page fragments (GRO, tun): bring them into the linear part before looking.
-    if ctx.data() + wanted as usize > ctx.data_end() && ctx.pull_data(wanted).is_err() {
+    let skb = Skb::new(ctx.skb.skb);
+    let family = match classify(skb) {
+        Ok(family) => family,
+        Err(index) => {
+            count(index);
+            return NEXT;
+        }
+    };
+    let Some(packet) = Packet::claim() else { return NEXT };
+    let fate = forward(skb, packet, family);
+    packet.release();
+    fate
+}
+
+#[inline(always)]
+fn forward(skb: Skb, packet: &mut Packet, family: Family) -> i32 {
+    if !packet.read(skb, family) {
+        count(COUNT_UNPARSED);
         return NEXT;
     }
-    // SAFETY: the context is valid for the whole run of the program.
-    let (ifindex, gso_size) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).gso_size) };
-    match judge(parse(Bytes::new(ctx.data(), ctx.data_end()), len, ifindex), gso_size) {
-        None => NEXT,
-        Some(Verdict::Forward | Verdict::ToUser) => TC_ACT_OK,
-        Some(Verdict::Drop(_)) => TC_ACT_SHOT,
-    }
+    let verdict = judge(skb, packet);
+    if verdict == FORWARD { send(skb, packet) } else { verdict }
 }

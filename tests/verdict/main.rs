@@ -6,13 +6,17 @@
 
 mod abi;
 mod frame;
+#[expect(dead_code, reason = "legs and gates are tested next")]
+mod programs;
 mod table;
 mod traffic;
 
 use anyhow::Result;
-use msm_fastpath::{Admission, FlowEntry, FlowKey, FlowKind, PayloadTypes};
+use msm_fastpath::{Admission, FlowEntry, FlowKey, FlowKind, GroupMode, PayloadTypes};
 use msm_tests::privilege::{Need, granted, skip};
-use rtp_proxy::kernel::{OBJECT, load::Kernel};
+use rtp_proxy::kernel::OBJECT;
+
+use crate::programs::Programs;
 
 /// SSRC that the flows of these tests admit.
 pub(crate) const SSRC: u32 = 0x0a0b_0c0d;
@@ -22,20 +26,21 @@ pub(crate) const PAYLOAD_TYPE: u8 = 96;
 pub(crate) const LOOPBACK: u32 = 1;
 
 /// The programs, loaded; nothing where the test cannot run here.
-pub(crate) fn kernel(test: &str) -> Result<Option<Kernel>> {
+pub(crate) fn kernel(test: &str) -> Result<Option<Programs>> {
     if !granted(test, &[Need::Kernel]) {
         return Ok(None);
     }
-    if OBJECT.is_none() {
+    let Some(object) = OBJECT else {
         skip(test, "the kernel programs were not built; `cargo xtask setup` installs their toolchain");
         return Ok(None);
-    }
-    Ok(Some(Kernel::load(OBJECT)?))
+    };
+    Ok(Some(Programs::load(object)?))
 }
 
 /// A flow of one SSRC and payload type.
 pub(crate) fn entry(kind: FlowKind) -> FlowEntry {
-    FlowEntry::new(kind, Admission::only_ssrc(PayloadTypes::of(&[PAYLOAD_TYPE]), SSRC), 0, 90_000)
+    let admission = Admission::only_ssrc(PayloadTypes::of(&[PAYLOAD_TYPE]), SSRC);
+    FlowEntry { mode: GroupMode::Opaque as u8, ..FlowEntry::new(kind, admission, 0, 90_000) }
 }
 
 /// Key of the flow from 10.9.0.1 to 10.9.0.2.

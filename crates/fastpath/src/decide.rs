@@ -7,6 +7,7 @@
 use crate::abi;
 use crate::drop::DropReason;
 use crate::flow::{FlowEntry, FlowKind};
+use crate::group::GroupMode;
 use crate::header::RtpFixed;
 
 /// What to do with a packet.
@@ -118,38 +119,62 @@ pub const fn decide(header: &RtpFixed, admission: &Admission) -> Verdict {
     Verdict::Forward
 }
 
+/// What a kernel program does with a datagram of an installed flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Course {
+    /// Continues the run: to the legs.
+    Forward,
+    /// The worker's by its nature, RTCP for example.
+    ToUser,
+    /// Does not continue the run, so that the worker is to judge it. Beyond the rate at which it is handed
+    /// up it is dropped for this reason.
+    Strange(DropReason),
+}
+
 /// Decides about one datagram of an installed flow, by the flow's kind: what a kernel program calls.
 ///
 /// `header`: the first 12 bytes of the UDP payload, `None` if it is shorter. What is no RTP on an RTP
-/// flow may be STUN, DTLS or a key-less probe and is the worker's to judge, so it goes to user space; a
-/// kind of a newer user half goes there too.
+/// flow may be STUN, DTLS or a key-less probe; a kind of a newer user half is the worker's too. Whether the
+/// sequence number continues the run is [`crate::Progress::continues`].
 #[inline]
-pub const fn decide_flow(header: Option<&RtpFixed>, entry: &FlowEntry) -> Verdict {
-    let Some(kind) = FlowKind::from_u8(entry.kind) else { return Verdict::ToUser };
+pub const fn decide_flow(header: Option<&RtpFixed>, entry: &FlowEntry) -> Course {
+    let Some(kind) = FlowKind::from_u8(entry.kind) else { return Course::ToUser };
+    // What is no RTP can only be copied as it is.
+    let opaque = entry.mode == GroupMode::Opaque as u8;
+    let forwards_rtcp = opaque && entry.flags & FlowEntry::FORWARD_RTCP != 0;
+    let rtcp = if forwards_rtcp { Course::Forward } else { Course::ToUser };
     match kind {
-        FlowKind::Opaque => Verdict::Forward,
-        FlowKind::Rtcp => {
-            if entry.flags & FlowEntry::FORWARD_RTCP == 0 {
-                Verdict::ToUser
+        FlowKind::Opaque => {
+            if opaque {
+                Course::Forward
             } else {
-                Verdict::Forward
+                Course::ToUser
             }
         }
+        FlowKind::Rtcp => rtcp,
         FlowKind::Rtp | FlowKind::Muxed => {
             let header = match header {
                 Some(header) if header.version() == 2 => header,
-                _ => return Verdict::ToUser,
+                _ => return Course::Strange(DropReason::RateLimit),
             };
             if matches!(kind, FlowKind::Muxed) && header.is_rtcp() {
-                return if entry.flags & FlowEntry::FORWARD_RTCP == 0 {
-                    Verdict::ToUser
-                } else {
-                    Verdict::Forward
-                };
+                return rtcp;
             }
-            decide(header, &entry.admission)
+            match decide(header, &entry.admission) {
+                Verdict::Forward => Course::Forward,
+                Verdict::ToUser => Course::ToUser,
+                Verdict::Drop(reason) => Course::Strange(reason),
+            }
         }
     }
+}
+
+/// Whether a segment of a super-packet is RTP of the same source as the first one and admitted like it. A
+/// super-packet need not be one track: GRO merges by addresses and size alone.
+#[inline]
+pub const fn is_of_track(segment: &RtpFixed, first: &RtpFixed, entry: &FlowEntry) -> bool {
+    let rtcp = entry.kind == FlowKind::Muxed as u8 && segment.is_rtcp();
+    segment.ssrc() == first.ssrc() && !rtcp && matches!(decide(segment, &entry.admission), Verdict::Forward)
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use zerocopy::transmute;
+
 use crate::abi;
-use crate::decide::Admission;
+use crate::decide::{Admission, PayloadTypes};
 use crate::group::GroupMode;
 use crate::rewrite::RtpEdit;
 
@@ -56,6 +58,17 @@ impl FlowKey {
             dst_port: dst.port().to_be_bytes(),
             ifindex,
         }
+    }
+
+    /// A number that two keys rarely share.
+    #[inline]
+    pub fn tag(&self) -> u32 {
+        let words: [u32; 10] = transmute!(*self);
+        let pair = |low: usize, high: usize| (words[low] as u64) | ((words[high] as u64) << 32);
+        let mixed =
+            pair(0, 5) ^ pair(1, 6) ^ pair(2, 7) ^ pair(3, 4).rotate_left(11) ^ pair(8, 9).rotate_left(23);
+        // The multiplier of Fibonacci hashing: every input bit reaches the upper half.
+        (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
     }
 }
 
@@ -116,18 +129,19 @@ impl FlowKind {
 abi! {
     /// What the kernel knows of a flow: what it admits and who gets it.
     ///
-    /// It is published whole: one map update replaces it, and a packet sees the one before or the one
-    /// after, never a mixture. The legs it names were written before.
+    /// It is published whole: one map update replaces it. The legs it names were written before.
     pub struct FlowEntry [64] {
+        /// [`FlowKey::tag`] of the key that the entry stands under. The kernel may reuse the memory of a replaced
+        /// entry while a packet still reads it, and writes from the first byte on: a reader that finds another
+        /// tag after it has read the rest hands the packet to the worker.
+        pub tag: u32,
+        /// RTP clock rate in Hz, for jitter.
+        pub clock_rate: u32,
         /// What is admitted.
         pub admission: Admission,
         /// The edit of [`crate::GroupMode::Common`].
         pub edit: RtpEdit,
-        /// RTP clock rate in Hz, for jitter.
-        pub clock_rate: u32,
-        /// Index of the flow's [`FlowStats`].
-        pub stats: u32,
-        /// Slot of the first leg; the others follow it.
+        /// Slot of the first leg; the others follow it. Read in one go with the next three.
         pub first_leg: u32,
         /// Number of slots to walk, at most [`crate::limits::MAX_LEGS`]. A slot whose gate is shut is skipped.
         pub legs: u16,
@@ -135,10 +149,12 @@ abi! {
         pub kind: u8,
         /// A [`crate::GroupMode`].
         pub mode: u8,
+        /// Index of the flow's [`FlowStats`].
+        pub stats: u32,
         /// [`FlowEntry::FORWARD_RTCP`], [`FlowEntry::COPY_TO_USER`].
         pub flags: u8,
         /// Explicit padding, 0.
-        pub pad: [u8; 7],
+        pub pad: [u8; 3],
     }
 }
 
@@ -149,20 +165,31 @@ impl FlowEntry {
     /// a leg is on its way between the two.
     pub const COPY_TO_USER: u8 = 2;
 
+    /// All zero.
+    pub const EMPTY: Self =
+        Self { kind: 0, mode: 0, ..Self::new(FlowKind::Rtp, Admission::any_ssrc(PayloadTypes::NONE), 0, 0) };
+
     /// An entry at the edge that hands everything to the worker: no legs yet.
     pub const fn new(kind: FlowKind, admission: Admission, stats: u32, clock_rate: u32) -> Self {
         Self {
+            tag: 0,
+            clock_rate,
             admission,
             edit: RtpEdit::TRANSPARENT,
-            clock_rate,
-            stats,
             first_leg: 0,
             legs: 0,
             kind: kind as u8,
             mode: GroupMode::ToUser as u8,
+            stats,
             flags: 0,
-            pad: [0; 7],
+            pad: [0; 3],
         }
+    }
+
+    /// The entry as it is published under `key`.
+    #[must_use]
+    pub fn under(self, key: &FlowKey) -> Self {
+        Self { tag: key.tag(), ..self }
     }
 }
 

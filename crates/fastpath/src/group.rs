@@ -1,5 +1,7 @@
 //! Groups: the fan-out list of a flow and its legs.
 
+use core::mem::offset_of;
+
 use crate::abi;
 use crate::rewrite::RtpEdit;
 
@@ -81,7 +83,7 @@ abi! {
         pub ttl: u8,
         /// DSCP to send with, if [`LegEntry::SET_DSCP`] is set.
         pub dscp: u8,
-        /// [`LegEntry::SET_DSCP`], [`LegEntry::LOCAL`].
+        /// [`LegEntry::SET_DSCP`], [`LegEntry::LOCAL`], [`LegEntry::HAIRPIN`].
         pub flags: u8,
         /// Explicit padding, 0.
         pub pad: [u8; 3],
@@ -100,12 +102,31 @@ abi! {
     }
 }
 
+impl LegStats {
+    /// Nothing sent yet.
+    pub const ZERO: Self = Self { packets: 0, bytes: 0, dropped: 0 };
+}
+
 impl LegEntry {
     /// Flag: `dscp` replaces the packet's.
     pub const SET_DSCP: u8 = 1;
     /// Flag: `ifindex` is this end of a veth whose other end is in the viewer's namespace: a last copy may be
     /// handed over there without passing this end.
     pub const LOCAL: u8 = 2;
+    /// Flag: the leg may leave by the interface its packets come in by, which is right for a NIC with camera
+    /// and viewer behind it. Without it such copies are dropped ([`crate::DropReason::Loop`]).
+    pub const HAIRPIN: u8 = 4;
+
+    /// Size in words.
+    pub const WORDS: usize = size_of::<Self>() / 4;
+    /// Word of `src`.
+    pub const SRC_WORD: usize = offset_of!(Self, src) / 4;
+    /// Word of `dst`.
+    pub const DST_WORD: usize = offset_of!(Self, dst) / 4;
+    /// Word of `dst_mac`, which `src_mac` follows.
+    pub const MAC_WORD: usize = offset_of!(Self, dst_mac) / 4;
+    /// Word of `src_port`, which `dst_port` follows.
+    pub const PORTS_WORD: usize = offset_of!(Self, src_port) / 4;
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ pub struct Segments {
 }
 
 impl Segments {
+    /// One empty datagram.
+    pub const ONE: Self = Self { len: 0, size: 0, count: 1 };
+
     /// `len`: UDP payload in bytes. `size`: segment size in bytes; 0 means that it is one plain datagram.
     ///
     /// Returns `None` beyond [`MAX_SEGMENTS`]: such a packet goes to user space. An empty payload is one
@@ -29,6 +32,18 @@ impl Segments {
     #[inline]
     pub const fn count(&self) -> u32 {
         self.count
+    }
+
+    /// Bytes of all segments together.
+    #[inline]
+    pub const fn bytes(&self) -> u32 {
+        self.len
+    }
+
+    /// Bytes of the largest segment.
+    #[inline]
+    pub const fn largest(&self) -> u32 {
+        if self.count == 1 { self.len } else { self.size }
     }
 
     /// Offset and length in bytes of segment `index`, `None` if there is no such segment.

@@ -258,6 +258,24 @@ impl RtpFixed {
         let (s, t, r) = (self.seq, self.timestamp, self.ssrc);
         [self.vpxcc, self.m_pt, s[0], s[1], t[0], t[1], t[2], t[3], r[0], r[1], r[2], r[3]]
     }
+    /// The header in three words as they lie in memory: for kernel programs, which must not touch unaligned
+    /// memory of their own.
+    #[inline]
+    pub const fn from_words(words: [u32; 3]) -> Self {
+        let [a, b, c] = words;
+        let [vpxcc, m_pt, seq_high, seq_low] = a.to_ne_bytes();
+        Self { vpxcc, m_pt, seq: [seq_high, seq_low], timestamp: b.to_ne_bytes(), ssrc: c.to_ne_bytes() }
+    }
+    /// The header as three words, see [`RtpFixed::from_words`].
+    #[inline]
+    pub const fn to_words(self) -> [u32; 3] {
+        let [seq_high, seq_low] = self.seq;
+        [
+            u32::from_ne_bytes([self.vpxcc, self.m_pt, seq_high, seq_low]),
+            u32::from_ne_bytes(self.timestamp),
+            u32::from_ne_bytes(self.ssrc),
+        ]
+    }
     /// Version; only 2 is RTP.
     #[inline]
     pub const fn version(&self) -> u8 {

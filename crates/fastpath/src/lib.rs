@@ -27,15 +27,20 @@ pub mod flow;
 pub mod gate;
 pub mod group;
 pub mod gso;
+#[expect(clippy::inline_always, reason = "a call within a kernel program has at most five arguments")]
+pub mod head;
 pub mod header;
 pub mod limits;
+pub mod progress;
 pub mod rewrite;
 
-pub use decide::{Admission, PayloadTypes, Verdict, decide, decide_flow};
+pub use decide::{Admission, Course, PayloadTypes, Verdict, decide, decide_flow, is_of_track};
 pub use drop::DropReason;
 pub use event::{Event, EventKind};
 pub use flow::{FlowEntry, FlowKey, FlowKind, FlowStats, PortKey};
 pub use gate::{Gate, GateEntry, Step};
 pub use group::{GroupMode, LegEntry, LegStats};
+pub use head::{Checksum, Family, Head};
 pub use header::{RTP_FIXED_LEN, RtpFixed, is_rtcp};
-pub use rewrite::{Edits, RtpEdit, readdress, rewrite};
+pub use progress::Progress;
+pub use rewrite::{RtpEdit, rewrite};

@@ -1,9 +1,10 @@
 //! What one copy must look like: edits as values.
 //!
-//! [`rewrite`] is the RTP part and [`readdress`] the network part. A worker calls only the first, because
-//! its socket writes the addresses; a kernel program calls both and stores the result.
+//! [`rewrite`] is the RTP part, [`crate::head::Head::readdress`] the network part. A worker calls only the
+//! first, because its socket writes the addresses; a kernel program calls both and stores the result.
 
 use crate::abi;
+use crate::csum::Delta;
 use crate::drop::DropReason;
 use crate::group::LegEntry;
 use crate::header::RtpFixed;
@@ -38,6 +39,13 @@ impl RtpEdit {
         Self { ssrc, timestamp_offset, seq_offset, flags: Self::PROJECTED, pad: [0; 4] }
     }
 
+    /// This edit as a projection: the transparent one maps `ssrc` onto itself.
+    #[inline]
+    #[must_use]
+    pub const fn or_identity(&self, ssrc: u32) -> Self {
+        if self.is_transparent() { Self::projected(ssrc, 0, 0) } else { *self }
+    }
+
     /// Whether nothing changes, so that the bytes may be sent as they came.
     #[inline]
     pub const fn is_transparent(&self) -> bool {
@@ -58,55 +66,51 @@ pub const fn rewrite(header: &RtpFixed, edit: &RtpEdit) -> RtpFixed {
     out
 }
 
-/// The network part of a copy: what is stored into L2 to L4, once per super-packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Edits {
-    /// Destination MAC address.
-    pub dst_mac: [u8; 6],
-    /// Source MAC address.
-    pub src_mac: [u8; 6],
-    /// Source address in the form of [`crate::flow::FlowKey::src`].
-    pub src: [u8; 16],
-    /// Destination address, as `src`.
-    pub dst: [u8; 16],
-    /// Source port, network order.
-    pub src_port: [u8; 2],
-    /// Destination port, network order.
-    pub dst_port: [u8; 2],
-    /// Time to live, or hop limit.
-    pub ttl: u8,
-    /// DSCP of the leg with the packet's own ECN bits.
-    pub tos: u8,
+/// The difference that an edited RTP header makes to a complete UDP checksum.
+#[inline]
+#[must_use]
+pub const fn edit_delta(old: &RtpFixed, new: &RtpFixed) -> Delta {
+    Delta::NONE
+        .replace16(old.seq(), new.seq())
+        .replace32(old.timestamp(), new.timestamp())
+        .replace32(old.ssrc(), new.ssrc())
 }
 
-/// Readdresses one packet to a leg.
-///
-/// `ttl`, `tos`: those of the packet. A leg with a `ttl` of its own sends with that (the last hop is a new
-/// sender); otherwise the packet's is decremented, so that two proxies forwarding to each other come to
-/// an end. A leg without a DSCP keeps the packet's.
+/// The edit that turns copies made by `from` into copies made by `to`: a super-packet that was edited for
+/// one leg is edited further for the next. `ssrc`: of the packet as it came.
+#[inline]
+#[must_use]
+pub const fn further(from: &RtpEdit, to: &RtpEdit, ssrc: u32) -> RtpEdit {
+    let from = from.or_identity(ssrc);
+    let to = to.or_identity(ssrc);
+    RtpEdit::projected(
+        to.ssrc,
+        to.seq_offset.wrapping_sub(from.seq_offset),
+        to.timestamp_offset.wrapping_sub(from.timestamp_offset),
+    )
+}
+
+/// Time to live of a copy. A leg with one of its own sends with that, because the last hop is a new
+/// sender; otherwise the packet's is decremented, so that two proxies forwarding to each other come to
+/// an end.
 ///
 /// # Errors
-/// [`DropReason::Ttl`] if the decremented time to live would be 0.
+/// [`DropReason::Ttl`] if the decremented one would be 0.
 #[inline]
-pub const fn readdress(ttl: u8, tos: u8, leg: &LegEntry) -> Result<Edits, DropReason> {
-    let ttl = if leg.ttl != 0 {
-        leg.ttl
+pub const fn next_ttl(ttl: u8, leg: &LegEntry) -> Result<u8, DropReason> {
+    if leg.ttl != 0 {
+        Ok(leg.ttl)
     } else if ttl <= 1 {
-        return Err(DropReason::Ttl);
+        Err(DropReason::Ttl)
     } else {
-        ttl - 1
-    };
-    let tos = if leg.flags & LegEntry::SET_DSCP == 0 { tos } else { (leg.dscp << 2) | (tos & 0b11) };
-    Ok(Edits {
-        dst_mac: leg.dst_mac,
-        src_mac: leg.src_mac,
-        src: leg.src,
-        dst: leg.dst,
-        src_port: leg.src_port,
-        dst_port: leg.dst_port,
-        ttl,
-        tos,
-    })
+        Ok(ttl - 1)
+    }
+}
+
+/// DSCP and ECN of a copy: the leg's DSCP, if it has one, with the packet's own ECN bits.
+#[inline]
+pub const fn next_tos(tos: u8, leg: &LegEntry) -> u8 {
+    if leg.flags & LegEntry::SET_DSCP == 0 { tos } else { (leg.dscp << 2) | (tos & 0b11) }
 }
 
 #[cfg(test)]

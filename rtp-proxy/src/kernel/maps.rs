@@ -1,6 +1,6 @@
 //! The maps of the kernel programs: flows in, counters out.
 
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use msm_fastpath::limits::{COUNTERS, VERDICT_COUNTERS};
 use msm_fastpath::{DropReason, FlowEntry, FlowKey, FlowStats};
 
@@ -55,13 +55,12 @@ fn refused(map: &'static str) -> impl Fn(MapError) -> MapsError {
 }
 
 impl Kernel {
-    /// Installs a flow, or replaces its entry in one map update; its statistics start at zero.
+    /// Installs a flow, or replaces its entry in one map update.
     ///
     /// # Errors
     /// [`MapsError::Map`] if the map is full, for example.
     pub fn insert_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<(), MapsError> {
-        self.flow_stats()?.insert(key, FlowStats::ZERO, 0).map_err(refused(FLOW_STATS))?;
-        self.flows()?.insert(key, entry, 0).map_err(refused(FLOWS))
+        self.flows()?.insert(key, entry.under(key), 0).map_err(refused(FLOWS))
     }
 
     /// Removes a flow.
@@ -69,16 +68,15 @@ impl Kernel {
     /// # Errors
     /// [`MapsError::Map`] if there is no such flow.
     pub fn remove_flow(&mut self, key: &FlowKey) -> Result<(), MapsError> {
-        self.flows()?.remove(key).map_err(refused(FLOWS))?;
-        self.flow_stats()?.remove(key).map_err(refused(FLOW_STATS))
+        self.flows()?.remove(key).map_err(refused(FLOWS))
     }
 
-    /// Statistics of a flow.
+    /// Progress of a flow, by the index in its entry.
     ///
     /// # Errors
-    /// [`MapsError::Map`] if there is no such flow.
-    pub fn flow_statistics(&mut self, key: &FlowKey) -> Result<FlowStats, MapsError> {
-        self.flow_stats()?.get(key, 0).map_err(refused(FLOW_STATS))
+    /// [`MapsError::Map`] if the index is beyond the map.
+    pub fn flow_statistics(&mut self, index: u32) -> Result<FlowStats, MapsError> {
+        self.flow_stats()?.get(&index, 0).map_err(refused(FLOW_STATS))
     }
 
     /// Reads the counters.
@@ -104,8 +102,8 @@ impl Kernel {
         Ok(map.ok_or(LoadError::Map { map: FLOWS })?)
     }
 
-    fn flow_stats(&mut self) -> Result<HashMap<&mut MapData, FlowKey, FlowStats>, MapsError> {
-        let map = self.ebpf.map_mut(FLOW_STATS).and_then(|map| HashMap::try_from(map).ok());
+    fn flow_stats(&mut self) -> Result<Array<&mut MapData, FlowStats>, MapsError> {
+        let map = self.ebpf.map_mut(FLOW_STATS).and_then(|map| Array::try_from(map).ok());
         Ok(map.ok_or(LoadError::Map { map: FLOW_STATS })?)
     }
 }

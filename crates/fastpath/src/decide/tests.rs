@@ -57,7 +57,10 @@ fn the_first_failed_check_names_the_reason() {
 #[test]
 fn the_kind_of_a_flow_says_what_is_checked() {
     let admission = Admission::only_ssrc(PayloadTypes::of(&[96]), 0xcafe);
-    let entry = |kind| FlowEntry::new(kind, admission, 0, 90_000);
+    let entry =
+        |kind| FlowEntry { mode: GroupMode::Opaque as u8, ..FlowEntry::new(kind, admission, 0, 90_000) };
+    let edited = |entry: FlowEntry| FlowEntry { mode: GroupMode::Common as u8, ..entry };
+    let strange = Course::Strange(DropReason::RateLimit);
     let between_nodes = |kind| FlowEntry { flags: FlowEntry::FORWARD_RTCP, ..entry(kind) };
     let rtp = header();
     let sr = {
@@ -67,23 +70,25 @@ fn the_kind_of_a_flow_says_what_is_checked() {
     };
     let stun = first_byte(0);
     let table = [
-        ("rtp", entry(FlowKind::Rtp), Some(&rtp), Verdict::Forward),
-        ("stun on rtp", entry(FlowKind::Rtp), Some(&stun), Verdict::ToUser),
-        ("punch on rtp", entry(FlowKind::Rtp), None, Verdict::ToUser),
-        ("sr on an rtp port", entry(FlowKind::Rtp), Some(&sr), Verdict::Drop(DropReason::PayloadType)),
-        ("rtcp at the edge", entry(FlowKind::Rtcp), Some(&sr), Verdict::ToUser),
-        ("rtcp between nodes", between_nodes(FlowKind::Rtcp), Some(&sr), Verdict::Forward),
-        ("muxed rtp", entry(FlowKind::Muxed), Some(&rtp), Verdict::Forward),
-        ("muxed rtcp at the edge", entry(FlowKind::Muxed), Some(&sr), Verdict::ToUser),
-        ("muxed rtcp between nodes", between_nodes(FlowKind::Muxed), Some(&sr), Verdict::Forward),
-        ("dtls on muxed", entry(FlowKind::Muxed), Some(&stun), Verdict::ToUser),
-        ("anything on opaque", entry(FlowKind::Opaque), Some(&stun), Verdict::Forward),
-        ("a short one on opaque", entry(FlowKind::Opaque), None, Verdict::Forward),
+        ("rtp", entry(FlowKind::Rtp), Some(&rtp), Course::Forward),
+        ("stun on rtp", entry(FlowKind::Rtp), Some(&stun), strange),
+        ("punch on rtp", entry(FlowKind::Rtp), None, strange),
+        ("sr on an rtp port", entry(FlowKind::Rtp), Some(&sr), Course::Strange(DropReason::PayloadType)),
+        ("rtcp at the edge", entry(FlowKind::Rtcp), Some(&sr), Course::ToUser),
+        ("rtcp between nodes", between_nodes(FlowKind::Rtcp), Some(&sr), Course::Forward),
+        ("muxed rtp", entry(FlowKind::Muxed), Some(&rtp), Course::Forward),
+        ("muxed rtcp at the edge", entry(FlowKind::Muxed), Some(&sr), Course::ToUser),
+        ("muxed rtcp between nodes", between_nodes(FlowKind::Muxed), Some(&sr), Course::Forward),
+        ("dtls on muxed", entry(FlowKind::Muxed), Some(&stun), strange),
+        ("anything on opaque", entry(FlowKind::Opaque), Some(&stun), Course::Forward),
+        ("a short one on opaque", entry(FlowKind::Opaque), None, Course::Forward),
+        ("rtcp of an edited group", edited(between_nodes(FlowKind::Rtcp)), Some(&sr), Course::ToUser),
+        ("anything of an edited group", edited(entry(FlowKind::Opaque)), Some(&rtp), Course::ToUser),
         (
             "a kind of a newer user half",
             FlowEntry { kind: 9, ..entry(FlowKind::Rtp) },
             Some(&rtp),
-            Verdict::ToUser,
+            Course::ToUser,
         ),
     ];
     for (name, entry, header, verdict) in table {

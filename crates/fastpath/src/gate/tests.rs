@@ -45,7 +45,10 @@ fn entries_give_their_gate_back_and_unknown_states_do_not() {
     for gate in [Gate::Disabled, Gate::Armed(7), Gate::Active, Gate::Draining(65_535)] {
         assert_eq!(Gate::try_from(GateEntry::from(gate)), Ok(gate));
     }
-    assert_eq!(Gate::try_from(GateEntry { state: 4, flags: 0, seq: 0, at: 0, pad: [0; 2] }), Err(UnknownGate(4)));
+    assert_eq!(
+        Gate::try_from(GateEntry { state: 4, flags: 0, seq: 0, at: 0, pad: [0; 2] }),
+        Err(UnknownGate(4))
+    );
 }
 
 proptest! {

@@ -1,0 +1,175 @@
+//! Progress of a flow: sequence, jitter, and the rate at which packets go up to the worker.
+//!
+//! The kernel works on a copied [`Progress`] over all segments of a super-packet and stores it once they
+//! have all proved admitted, so a packet that is handed up leaves no trace in it.
+
+use crate::flow::FlowStats;
+use crate::gate::is_before;
+use crate::limits::{MAX_DROPOUT, MAX_MISORDER, STRANGE_PER_SECOND};
+
+/// First extended number: one cycle up, so that reordering at the start never goes below zero.
+const FIRST_CYCLE: u64 = 0x1_0000;
+
+const NANOS: u64 = 1_000_000_000;
+
+/// The part of [`FlowStats`] that every packet moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Highest extended sequence number.
+    pub highest: u64,
+    /// See [`FlowStats::window`].
+    pub window: u64,
+    /// Highest RTP timestamp.
+    pub last_timestamp: u32,
+    /// See [`FlowStats::transit`].
+    pub transit: u32,
+    /// See [`FlowStats::jitter`].
+    pub jitter: u32,
+    /// Packets of this super-packet that came behind a later one.
+    pub reordered: u32,
+    /// Packets of this super-packet that came twice.
+    pub duplicate: u32,
+    /// Most numbers skipped before one of its packets.
+    pub skipped: u16,
+    /// Sequence number of that packet.
+    pub skipped_to: u16,
+    /// 1 once a packet was taken.
+    pub seen: u8,
+    /// Whether `last_timestamp` moved.
+    pub new_timestamp: bool,
+}
+
+/// Nanoseconds as units of the clock rate, modulo 2^32.
+#[inline]
+pub const fn units(nanos: u64, clock_rate: u32) -> u32 {
+    let rate = clock_rate as u64;
+    ((nanos / NANOS) * rate + (nanos % NANOS) * rate / NANOS) as u32
+}
+
+impl Progress {
+    /// Of a flow that has not begun.
+    pub const EMPTY: Self = Self::of(&FlowStats::ZERO);
+
+    /// Where the flow stands.
+    #[inline]
+    pub const fn of(stats: &FlowStats) -> Self {
+        Self {
+            highest: stats.highest,
+            window: stats.window,
+            last_timestamp: stats.last_timestamp,
+            transit: stats.transit,
+            jitter: stats.jitter,
+            reordered: 0,
+            duplicate: 0,
+            skipped: 0,
+            skipped_to: 0,
+            seen: stats.seen,
+            new_timestamp: false,
+        }
+    }
+
+    /// Whether a packet continues the run: less than [`MAX_DROPOUT`] ahead of the highest number, less than
+    /// [`MAX_MISORDER`] behind it. The first packet does.
+    ///
+    /// Source: RFC 3550 appendix A.1.
+    #[inline]
+    pub const fn continues(&self, seq: u16) -> bool {
+        let ahead = seq.wrapping_sub(self.highest as u16);
+        self.seen == 0 || ahead < MAX_DROPOUT || ahead.wrapping_neg() < MAX_MISORDER
+    }
+
+    /// Takes a packet that continues the run. `arrival`: when it came, in [`units`] of the clock rate.
+    ///
+    /// Source: RFC 3550 appendices A.1 and A.8.
+    #[inline]
+    pub const fn take(&mut self, seq: u16, timestamp: u32, arrival: u32) {
+        let transit = arrival.wrapping_sub(timestamp);
+        if self.seen == 0 {
+            self.seen = 1;
+            self.highest = FIRST_CYCLE + seq as u64;
+            self.window = 1;
+            self.transit = transit;
+            self.last_timestamp = timestamp;
+            self.new_timestamp = true;
+            return;
+        }
+        let highest = self.highest as u16;
+        if is_before(highest, seq) {
+            let ahead = seq.wrapping_sub(highest);
+            self.window = if ahead < 64 { (self.window << (ahead & 63)) | 1 } else { 1 };
+            self.highest = self.highest.wrapping_add(ahead as u64);
+            if ahead - 1 > self.skipped {
+                self.skipped = ahead - 1;
+                self.skipped_to = seq;
+            }
+        } else {
+            let behind = highest.wrapping_sub(seq);
+            let bit = if behind < 64 { 1u64 << (behind & 63) } else { 0 };
+            if self.window & bit == 0 {
+                self.reordered += 1;
+            } else {
+                self.duplicate += 1;
+            }
+            self.window |= bit;
+        }
+        if (timestamp.wrapping_sub(self.last_timestamp) as i32) > 0 {
+            self.last_timestamp = timestamp;
+            self.new_timestamp = true;
+        }
+        let moved = (transit.wrapping_sub(self.transit) as i32).unsigned_abs();
+        self.transit = transit;
+        self.jitter = self.jitter.wrapping_add(moved).wrapping_sub((self.jitter.wrapping_add(8)) >> 4);
+    }
+
+    /// Stores the progress and counts what was forwarded. `now`: ns of CLOCK_MONOTONIC.
+    #[inline]
+    pub const fn store(&self, stats: &mut FlowStats, packets: u32, bytes: u32, now: u64) {
+        stats.packets = stats.packets.wrapping_add(packets as u64);
+        stats.bytes = stats.bytes.wrapping_add(bytes as u64);
+        stats.reordered = stats.reordered.wrapping_add(self.reordered as u64);
+        stats.duplicate = stats.duplicate.wrapping_add(self.duplicate as u64);
+        stats.highest = self.highest;
+        stats.window = self.window;
+        stats.transit = self.transit;
+        stats.jitter = self.jitter;
+        stats.last_arrival = now;
+        if self.new_timestamp {
+            stats.last_timestamp = self.last_timestamp;
+            stats.timestamp_at = now;
+        }
+        stats.seen = self.seen;
+    }
+}
+
+/// What becomes of a packet that does not go to the legs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HandUp {
+    /// Whether it goes up to the worker; otherwise it is dropped.
+    pub granted: bool,
+    /// Whether it is the first of its kind, granted or not, in this second: reason for an event.
+    pub first: bool,
+}
+
+impl FlowStats {
+    /// Counts one packet that does not go to the legs against [`STRANGE_PER_SECOND`]. `now`: ns of
+    /// CLOCK_MONOTONIC.
+    #[inline]
+    pub const fn hand_up(&mut self, now: u64) -> HandUp {
+        if now.wrapping_sub(self.handed_since) >= NANOS {
+            self.handed_since = now;
+            self.handed = 0;
+        }
+        let granted = self.handed < STRANGE_PER_SECOND;
+        let first = self.handed == 0 || self.handed == STRANGE_PER_SECOND;
+        if self.handed <= STRANGE_PER_SECOND {
+            self.handed += 1;
+        }
+        if !granted {
+            self.dropped = self.dropped.wrapping_add(1);
+        }
+        HandUp { granted, first }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,43 @@
+//! Counting verdicts, drop reasons and what legs got.
+
+use msm_fastpath::DropReason;
+use msm_fastpath::limits::VERDICT_COUNTERS;
+
+use crate::maps::{COUNTERS, LEG_STATS};
+
+/// Counts one packet under an index of `msm_fastpath::limits`.
+#[inline(always)]
+pub(crate) fn count(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: a slot of this CPU's own array, which no other program interrupts on this CPU in
+        // softirq context.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Counts one dropped packet.
+#[inline(always)]
+pub(crate) fn count_drop(reason: DropReason) {
+    count(VERDICT_COUNTERS + reason as u32);
+}
+
+/// Counts what one leg was sent, segments one by one.
+#[inline(always)]
+pub(crate) fn count_sent(leg: u32, packets: u32, bytes: u32) {
+    if let Some(stats) = LEG_STATS.get_ptr_mut(leg) {
+        // SAFETY: as in `count`.
+        let stats = unsafe { &mut *stats };
+        stats.packets += u64::from(packets);
+        stats.bytes += u64::from(bytes);
+    }
+}
+
+/// Counts what one leg was not sent.
+#[inline(always)]
+pub(crate) fn count_unsent(leg: u32, packets: u32, reason: DropReason) {
+    count_drop(reason);
+    if let Some(stats) = LEG_STATS.get_ptr_mut(leg) {
+        // SAFETY: as in `count`.
+        unsafe { (*stats).dropped += u64::from(packets) };
+    }
+}

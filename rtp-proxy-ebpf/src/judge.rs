@@ -1,0 +1,142 @@
+//! Whether a packet of ours goes to the legs: admission, whether it continues the run, and the flow's books.
+
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use msm_fastpath::gso::Segments;
+use msm_fastpath::limits::{BURST_LOSS, COUNT_FORWARD, COUNT_NOT_OURS, COUNT_TO_USER};
+use msm_fastpath::progress::units;
+use msm_fastpath::{
+    Course, DropReason, EventKind, FlowEntry, FlowKind, FlowStats, GroupMode, Progress, RTP_FIXED_LEN,
+    RtpFixed, decide_flow, is_of_track,
+};
+
+use crate::counters::{count, count_drop};
+use crate::event::{now, tell};
+use crate::maps::FLOW_STATS;
+use crate::packet::{Buffer, Packet, Turn};
+use crate::skb::{NEXT, Skb};
+use crate::tables::{Found, find_flow, is_closed};
+
+/// Verdict of [`judge`]: to the legs.
+pub(crate) const FORWARD: i32 = -2;
+
+/// Judges a datagram: [`FORWARD`], or the program's return value.
+#[inline(always)]
+pub(crate) fn judge(skb: Skb, packet: &mut Packet) -> i32 {
+    let key = packet.head.key(packet.family, skb.ifindex());
+    match find_flow(&key, &mut packet.entry) {
+        Found::Flow => {}
+        Found::Changing => return hand_up(),
+        Found::Nothing if is_closed(&key) => return drop_as(DropReason::UnknownSource),
+        Found::Nothing => {
+            count(COUNT_NOT_OURS);
+            return NEXT;
+        }
+    }
+    if packet.entry.mode == GroupMode::ToUser as u8 {
+        return hand_up();
+    }
+    let Some(stats) = FLOW_STATS.get_ptr_mut(packet.entry.stats) else { return hand_up() };
+    // SAFETY: a value of an array map lives as long as the map; races with other CPUs lose single counts,
+    // which is stated at the type.
+    let stats = unsafe { &mut *stats };
+    match decide_flow(packet.first_header().as_ref(), &packet.entry) {
+        Course::Forward => {}
+        Course::ToUser => return hand_up_limited(stats, packet, None),
+        Course::Strange(reason) => return hand_up_limited(stats, packet, Some(reason)),
+    }
+    let Some(segments) = Segments::new(packet.payload_len, packet.gso_size) else {
+        return hand_up_limited(stats, packet, Some(DropReason::RateLimit));
+    };
+    packet.segments = segments;
+    packet.is_rtp = is_rtp(&packet.entry, &packet.rtp());
+    packet.progress = Progress::of(stats);
+    let at = now();
+    packet.arrival = units(at, packet.entry.clock_rate);
+    if packet.is_rtp && !continues(skb, packet) {
+        return hand_up_limited(stats, packet, Some(DropReason::RateLimit));
+    }
+    packet.progress.store(stats, packet.segments.count(), packet.segments.bytes(), at);
+    if packet.progress.skipped >= BURST_LOSS {
+        tell(EventKind::BurstLoss, packet.entry.stats, 0, packet.rtp().ssrc(), packet.progress.skipped_to);
+    }
+    count(COUNT_FORWARD);
+    FORWARD
+}
+
+#[inline(always)]
+fn is_rtp(entry: &FlowEntry, header: &RtpFixed) -> bool {
+    match FlowKind::from_u8(entry.kind) {
+        Some(FlowKind::Rtp) => true,
+        Some(FlowKind::Muxed) => !header.is_rtcp(),
+        _ => false,
+    }
+}
+
+/// Whether every segment of an RTP packet continues the run; the progress has then taken them.
+#[inline(always)]
+fn continues(skb: Skb, packet: &mut Packet) -> bool {
+    if packet.is_super() {
+        packet.failed = false;
+        packet.repeat(skb, packet.segments.count(), take_segment);
+        return !packet.failed;
+    }
+    let rtp = packet.rtp();
+    let continues = packet.progress.continues(rtp.seq());
+    if continues {
+        packet.progress.take(rtp.seq(), rtp.timestamp(), packet.arrival);
+    }
+    continues
+}
+
+/// Judges one segment like a packet of its own.
+extern "C" fn take_segment(index: u32, turn: *mut Turn) -> i64 {
+    // SAFETY: the body of the loop above.
+    let (skb, packet) = unsafe { Turn::take(turn) };
+    let mut buffer = Buffer([0; 3]);
+    let found = match packet.segments.get(index) {
+        Some((offset, len)) if len >= RTP_FIXED_LEN as u32 => {
+            skb.load(packet.family.payload_offset() as u32 + offset, buffer.bytes())
+        }
+        _ => false,
+    };
+    let rtp = RtpFixed::from_words(buffer.0);
+    if !found || !is_of_track(&rtp, &packet.rtp(), &packet.entry) || !packet.progress.continues(rtp.seq()) {
+        packet.failed = true;
+        return 1;
+    }
+    packet.progress.take(rtp.seq(), rtp.timestamp(), packet.arrival);
+    0
+}
+
+/// To the worker's socket.
+#[inline(always)]
+fn hand_up() -> i32 {
+    count(COUNT_TO_USER);
+    TC_ACT_OK
+}
+
+#[inline(always)]
+fn drop_as(reason: DropReason) -> i32 {
+    count_drop(reason);
+    TC_ACT_SHOT
+}
+
+/// To the worker's socket, within the flow's rate. `strange`: why it does not continue the run, if it should.
+#[inline(always)]
+fn hand_up_limited(stats: &mut FlowStats, packet: &Packet, strange: Option<DropReason>) -> i32 {
+    let given = stats.hand_up(now());
+    if !given.granted {
+        if given.first {
+            tell(EventKind::RateLimited, packet.entry.stats, 0, packet.rtp().ssrc(), packet.rtp().seq());
+        }
+        return drop_as(strange.unwrap_or(DropReason::RateLimit));
+    }
+    if let Some(reason) = strange {
+        stats.strange = stats.strange.wrapping_add(1);
+        if given.first {
+            let kind = if matches!(reason, DropReason::Ssrc) { EventKind::NewSsrc } else { EventKind::NoRtp };
+            tell(kind, packet.entry.stats, 0, packet.rtp().ssrc(), packet.rtp().seq());
+        }
+    }
+    hand_up()
+}

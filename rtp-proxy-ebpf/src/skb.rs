@@ -1,0 +1,145 @@
+//! The kernel's socket buffer: the helpers that are used, and nothing of its bytes but by them.
+//!
+//! Bytes are never written through packet pointers: a program that does so is given a prologue which
+//! copies the head of every shared packet, and a pod's TCP packets are all shared.
+
+use core::ptr::{addr_of, from_mut};
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::generated::{
+    bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_skb_change_type,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` on tc: the next program decides.
+pub(crate) const NEXT: i32 = -1;
+
+/// `PACKET_HOST`: a packet for this host.
+const PACKET_HOST: u32 = 0;
+
+/// A packet of the TCX or tc hook.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(*mut __sk_buff);
+
+macro_rules! field {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        #[inline(always)]
+        pub(crate) fn $name(self) -> u32 {
+            // SAFETY: the context is valid for the whole run. Volatile, because the verifier wants each load
+            // at a constant offset of the unmodified pointer, and merged loads are none.
+            unsafe { addr_of!((*self.0).$name).read_volatile() }
+        }
+    };
+}
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn new(context: *mut __sk_buff) -> Self {
+        Self(context)
+    }
+
+    field!(
+        /// Bytes of the whole frame.
+        len
+    );
+    field!(
+        /// EtherType, in network order.
+        protocol
+    );
+    field!(
+        /// 1 if the kernel took a VLAN tag off.
+        vlan_present
+    );
+    field!(
+        /// Where it came in.
+        ifindex
+    );
+    field!(
+        /// Segment size of a super-packet, 0 for a plain frame.
+        gso_size
+    );
+    field!(mark);
+    field!(pkt_type);
+    field!(data);
+    field!(data_end);
+
+    #[inline(always)]
+    pub(crate) fn set_mark(self, mark: u32) {
+        // SAFETY: as above; `mark` may be written.
+        unsafe { (*self.0).mark = mark };
+    }
+
+    /// A linear byte of the frame.
+    #[inline(always)]
+    pub(crate) fn linear_byte(self, offset: usize) -> Option<u8> {
+        let at = self.data() as usize + offset;
+        if at + 1 > self.data_end() as usize {
+            return None;
+        }
+        // SAFETY: the comparison bounds the read by the context's `data_end`; the verifier checks the same.
+        Some(unsafe { *(at as *const u8) })
+    }
+
+    /// Copies bytes of the frame, linear or not.
+    #[inline(always)]
+    pub(crate) fn load<const N: usize>(self, offset: u32, to: &mut [u8; N]) -> bool {
+        // SAFETY: the helper writes at most N bytes to `to`.
+        unsafe { bpf_skb_load_bytes(self.0.cast(), offset, from_mut(to).cast(), N as u32) == 0 }
+    }
+
+    /// Overwrites bytes of the frame. `summed`: they are not behind a checksum that changes with them, so a
+    /// sum that a NIC made over the packet must follow.
+    #[inline(always)]
+    pub(crate) fn store<const N: usize>(self, offset: u32, from: &[u8; N], summed: bool) -> bool {
+        let flags = if summed { BPF_F_RECOMPUTE_CSUM } else { 0 };
+        self.store_with(offset, from, flags)
+    }
+
+    /// As [`Self::store`], and forgets the flow hash, so that copies spread over the paths of a bond.
+    #[inline(always)]
+    pub(crate) fn store_new_flow<const N: usize>(self, offset: u32, from: &[u8; N], summed: bool) -> bool {
+        let flags = if summed { BPF_F_RECOMPUTE_CSUM } else { 0 };
+        self.store_with(offset, from, flags | BPF_F_INVALIDATE_HASH)
+    }
+
+    #[inline(always)]
+    fn store_with<const N: usize>(self, offset: u32, from: &[u8; N], flags: u32) -> bool {
+        // SAFETY: the helper reads N bytes of `from`.
+        unsafe { bpf_skb_store_bytes(self.0, offset, from.as_ptr().cast(), N as u32, u64::from(flags)) == 0 }
+    }
+
+    /// Adds `diff` to the checksum at `offset`, unless only its pseudo-header part is in it.
+    #[inline(always)]
+    pub(crate) fn replace_complete_checksum(self, offset: u32, diff: u16) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l4_csum_replace(self.0, offset, 0, u64::from(diff), 0) == 0 }
+    }
+
+    /// Sends a copy out of an interface.
+    #[inline(always)]
+    pub(crate) fn clone_redirect(self, ifindex: u32) -> bool {
+        // SAFETY: packet pointers are derived anew after each helper.
+        unsafe { bpf_clone_redirect(self.0, ifindex, 0) == 0 }
+    }
+
+    /// The return value that sends the packet itself out of an interface.
+    #[inline(always)]
+    pub(crate) fn redirect(self, ifindex: u32) -> i32 {
+        // SAFETY: notes the target for the return.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// The return value that makes the packet arrive at the other end of a veth, in another namespace.
+    #[inline(always)]
+    pub(crate) fn redirect_peer(self, ifindex: u32) -> i32 {
+        // Kernels before 6.15 keep the type, and a packet that was for another host's MAC would be
+        // dropped on arrival.
+        if self.pkt_type() != PACKET_HOST {
+            // SAFETY: changes the type of this packet only.
+            unsafe { bpf_skb_change_type(self.0, PACKET_HOST) };
+        }
+        // SAFETY: notes the target for the return.
+        unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+    }
+}
