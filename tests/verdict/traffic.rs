@@ -177,7 +177,7 @@ fn xdp_on_a_veth_keeps_strangers_out() -> Result<()> {
 fn a_super_packet_is_judged_once_and_counted_by_its_segments() -> Result<()> {
     let test = "a_super_packet_is_judged_once_and_counted_by_its_segments";
     let Some((mut kernel, net)) = scene(test)? else { return Ok(()) };
-    let (flow, link) = admit_at_tcx(&net, &mut kernel)?;
+    let (_, link) = admit_at_tcx(&net, &mut kernel)?;
     let sender = net.near.inside(|| UdpSocket::bind("10.9.0.1:5004"))??;
     let receiver = net.far.inside(|| UdpSocket::bind("10.9.0.2:8062"))??;
     receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
