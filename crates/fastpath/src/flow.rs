@@ -198,18 +198,23 @@ abi! {
     ///
     /// User space writes the start value, so that the kernel goes on with the worker's extended numbers,
     /// and reads it when it wants to know. Only what the kernel forwarded is in it.
-    pub struct FlowStats [112] {
+    pub struct FlowStats [128] {
         /// Packets forwarded, segments of super-packets counted one by one.
         pub packets: u64,
         /// UDP payload bytes of these.
         pub bytes: u64,
+        /// Those of `packets` that the worker got too ([`FlowEntry::COPY_TO_USER`]) and counts itself.
+        pub copied: u64,
+        /// UDP payload bytes of these.
+        pub copied_bytes: u64,
         /// Packets dropped on the flow.
         pub dropped: u64,
-        /// Packets handed to the worker because they do not continue the run: another SSRC, a jump, no RTP.
+        /// Packets handed to the worker because they do not continue the run: another SSRC, a jump of the
+        /// number or of the time, no RTP.
         pub strange: u64,
-        /// Packets that arrived behind a later one.
+        /// Packets that arrived behind a later one; of those that the worker did not get too.
         pub reordered: u64,
-        /// Packets that arrived twice, as far as [`FlowStats::window`] shows it.
+        /// Packets that arrived twice, as far as [`FlowStats::window`] shows it; likewise.
         pub duplicate: u64,
         /// Highest extended sequence number.
         pub highest: u64,
@@ -241,6 +246,8 @@ impl FlowStats {
     pub const ZERO: Self = Self {
         packets: 0,
         bytes: 0,
+        copied: 0,
+        copied_bytes: 0,
         dropped: 0,
         strange: 0,
         reordered: 0,

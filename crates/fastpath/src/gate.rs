@@ -129,10 +129,16 @@ impl GateEntry {
 
     /// The entry after one packet, and what happens to the packet: [`Gate::step`] on the entry. A gate in an
     /// unknown state holds.
+    ///
+    /// `newest`: whether the number is higher than all before it on the flow. Only such a packet moves a
+    /// gate, so that `at` names one packet and not its duplicate; one from behind passes as the state says.
     #[inline]
     #[must_use]
-    pub fn step(self, seq: u16) -> (Self, Step) {
+    pub fn step(self, seq: u16, newest: bool) -> (Self, Step) {
         let Ok(gate) = Gate::try_from(self) else { return (self, Step::Hold) };
+        if !newest {
+            return (self, if gate.is_open() { Step::Pass } else { Step::Hold });
+        }
         let (gate, step) = gate.step(seq);
         match step {
             Step::Start | Step::Stop => {

@@ -51,6 +51,20 @@ fn entries_give_their_gate_back_and_unknown_states_do_not() {
     );
 }
 
+#[test]
+fn only_the_newest_packet_moves_an_entry() {
+    let armed = GateEntry::from(Gate::Armed(5));
+    assert_eq!(armed.step(7, false), (armed, Step::Hold), "a duplicate of what waits for the worker");
+    let (open, step) = armed.step(7, true);
+    assert_eq!((open.moved_at(), step), (Some(7), Step::Start));
+    assert_eq!(open.step(3, false), (open, Step::Pass), "the state is shared by what comes late");
+    let draining = GateEntry::from(Gate::Draining(9));
+    assert_eq!(draining.step(10, false), (draining, Step::Pass));
+    let (shut, step) = draining.step(10, true);
+    assert_eq!((shut.moved_at(), step), (Some(10), Step::Stop));
+    assert_eq!(shut.step(8, false), (shut, Step::Hold));
+}
+
 proptest! {
     /// A leg that moves from one holder to another is neither interrupted nor doubled: what the old
     /// holder drains until is where the new one is armed from, wherever the numbering wraps, whatever is
