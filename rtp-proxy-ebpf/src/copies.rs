@@ -18,9 +18,15 @@ use crate::{checksum, gate};
 /// last copy, nothing, or what the worker gets, bit for bit as it came.
 #[inline(always)]
 pub(crate) fn send(skb: Skb, packet: &mut Packet) -> i32 {
+    packet.to_user = packet.entry.flags & FlowEntry::COPY_TO_USER != 0;
     let Some(checksum) = checksum::state(skb, packet) else { return TC_ACT_SHOT };
     packet.checksum = checksum;
-    packet.to_user = packet.entry.flags & FlowEntry::COPY_TO_USER != 0;
+    let edited = packet.entry.mode != GroupMode::Opaque as u8;
+    if packet.is_super() && edited && !matches!(checksum, Checksum::Partial) {
+        // A list of packets that each have a checksum of their own, out of reach: the worker can edit those.
+        packet.to_user = true;
+        return TC_ACT_OK;
+    }
     packet.ip_len = packet.segments.largest() + (packet.family.payload_offset() - ETH_LEN) as u32;
     packet.applied = RtpEdit::TRANSPARENT;
     let mark = skb.mark();
@@ -79,7 +85,7 @@ extern "C" fn send_clone(index: u32, turn: *mut Turn) -> i64 {
 /// serves the leg from it on.
 #[inline(always)]
 fn opens(packet: &mut Packet, leg: &LegEntry) -> bool {
-    let step = gate::step(leg.id, packet.entry.stats, packet.rtp().seq());
+    let step = gate::step(leg.id, packet.entry.stats, packet.rtp().seq(), packet.newest);
     if matches!(step, Step::Stop) {
         packet.to_user = true;
     }

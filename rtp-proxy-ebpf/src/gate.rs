@@ -10,7 +10,7 @@ use crate::maps::GATES;
 
 /// What the gate of a leg says about a packet; a gate that moves is written back.
 #[inline(always)]
-pub(crate) fn step(leg: u32, flow: u32, seq: u16) -> Step {
+pub(crate) fn step(leg: u32, flow: u32, seq: u16, newest: bool) -> Step {
     let Some(gate) = GATES.get_ptr_mut(leg) else { return Step::Hold };
     let gate = gate.cast::<u64>();
     // SAFETY: values of an array map have eight bytes here, aligned to eight by the kernel, and live as long
@@ -18,7 +18,7 @@ pub(crate) fn step(leg: u32, flow: u32, seq: u16) -> Step {
     let mut found = unsafe { gate.read_volatile() };
     // A second look, should another CPU or user space have moved it between look and write.
     for _ in 0..2 {
-        let (moved, step) = GateEntry::step(transmute!(found), seq);
+        let (moved, step) = GateEntry::step(transmute!(found), seq, newest);
         let kind = match step {
             Step::Hold | Step::Pass => return step,
             Step::Start => EventKind::Started,

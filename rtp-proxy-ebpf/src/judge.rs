@@ -3,12 +3,12 @@
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use msm_fastpath::gso::Segments;
 use msm_fastpath::limits::{BURST_LOSS, COUNT_FORWARD, COUNT_NOT_OURS, COUNT_TO_USER};
-use msm_fastpath::progress::units;
 use msm_fastpath::{
-    Course, DropReason, EventKind, FlowEntry, FlowKind, FlowStats, GroupMode, Progress, RTP_FIXED_LEN,
-    RtpFixed, decide_flow, is_of_track,
+    Arrival, Course, DropReason, EventKind, FlowEntry, FlowKind, FlowStats, GroupMode, Progress,
+    RTP_FIXED_LEN, RtpFixed, decide_flow, is_of_track,
 };
 
+use crate::copies::send;
 use crate::counters::{count, count_drop};
 use crate::event::{now, tell};
 use crate::maps::FLOW_STATS;
@@ -16,12 +16,9 @@ use crate::packet::{Buffer, Packet, Turn};
 use crate::skb::{NEXT, Skb};
 use crate::tables::{Found, find_flow, is_closed};
 
-/// Verdict of [`judge`]: to the legs.
-pub(crate) const FORWARD: i32 = -2;
-
-/// Judges a datagram: [`FORWARD`], or the program's return value.
+/// Decides about a datagram and does it. Returns the program's return value.
 #[inline(always)]
-pub(crate) fn judge(skb: Skb, packet: &mut Packet) -> i32 {
+pub(crate) fn forward(skb: Skb, packet: &mut Packet) -> i32 {
     let key = packet.head.key(packet.family, skb.ifindex());
     match find_flow(&key, &mut packet.entry) {
         Found::Flow => {}
@@ -48,19 +45,21 @@ pub(crate) fn judge(skb: Skb, packet: &mut Packet) -> i32 {
         return hand_up_limited(stats, packet, Some(DropReason::RateLimit));
     };
     packet.segments = segments;
-    packet.is_rtp = is_rtp(&packet.entry, &packet.rtp());
     packet.progress = Progress::of(stats);
-    let at = now();
-    packet.arrival = units(at, packet.entry.clock_rate);
+    packet.arrival = Arrival::new(now(), packet.entry.clock_rate);
+    packet.is_rtp = is_rtp(&packet.entry, &packet.rtp());
+    packet.newest = !packet.is_rtp || packet.progress.is_newest(packet.rtp().seq());
     if packet.is_rtp && !continues(skb, packet) {
         return hand_up_limited(stats, packet, Some(DropReason::RateLimit));
     }
-    packet.progress.store(stats, packet.segments.count(), packet.segments.bytes(), at);
+    packet.progress.store(stats, &packet.segments, &packet.arrival);
     if packet.progress.skipped >= BURST_LOSS {
         tell(EventKind::BurstLoss, packet.entry.stats, 0, packet.rtp().ssrc(), packet.progress.skipped_to);
     }
     count(COUNT_FORWARD);
-    FORWARD
+    let fate = send(skb, packet);
+    packet.progress.settle(stats, &packet.segments, packet.to_user);
+    fate
 }
 
 #[inline(always)]
@@ -81,9 +80,9 @@ fn continues(skb: Skb, packet: &mut Packet) -> bool {
         return !packet.failed;
     }
     let rtp = packet.rtp();
-    let continues = packet.progress.continues(rtp.seq());
+    let continues = packet.progress.continues(rtp.seq(), rtp.timestamp(), &packet.arrival);
     if continues {
-        packet.progress.take(rtp.seq(), rtp.timestamp(), packet.arrival);
+        packet.progress.take(rtp.seq(), rtp.timestamp(), &packet.arrival);
     }
     continues
 }
@@ -100,11 +99,14 @@ extern "C" fn take_segment(index: u32, turn: *mut Turn) -> i64 {
         _ => false,
     };
     let rtp = RtpFixed::from_words(buffer.0);
-    if !found || !is_of_track(&rtp, &packet.rtp(), &packet.entry) || !packet.progress.continues(rtp.seq()) {
+    if !found
+        || !is_of_track(&rtp, &packet.rtp(), &packet.entry)
+        || !packet.progress.continues(rtp.seq(), rtp.timestamp(), &packet.arrival)
+    {
         packet.failed = true;
         return 1;
     }
-    packet.progress.take(rtp.seq(), rtp.timestamp(), packet.arrival);
+    packet.progress.take(rtp.seq(), rtp.timestamp(), &packet.arrival);
     0
 }
 

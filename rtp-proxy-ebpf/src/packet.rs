@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use msm_fastpath::gso::Segments;
 use msm_fastpath::header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_UDP};
 use msm_fastpath::limits::{COUNT_NOT_OURS, COUNT_UNPARSED};
-use msm_fastpath::{Checksum, Family, FlowEntry, Head, Progress, RTP_FIXED_LEN, RtpEdit, RtpFixed};
+use msm_fastpath::{Arrival, Checksum, Family, FlowEntry, Head, Progress, RTP_FIXED_LEN, RtpEdit, RtpFixed};
 
 use crate::maps::PACKET;
 use crate::skb::Skb;
@@ -45,8 +45,7 @@ pub(crate) struct Packet {
     pub(crate) entry: FlowEntry,
     pub(crate) progress: Progress,
     pub(crate) segments: Segments,
-    /// When it came, in units of the clock rate.
-    pub(crate) arrival: u32,
+    pub(crate) arrival: Arrival,
     /// Largest IP packet among the segments, in bytes.
     pub(crate) ip_len: u32,
     /// The edit that the RTP headers of a super-packet have been through.
@@ -54,6 +53,8 @@ pub(crate) struct Packet {
     /// The edit that they are going through.
     pub(crate) edit: RtpEdit,
     pub(crate) checksum: Checksum,
+    /// Whether its number is higher than all before it.
+    pub(crate) newest: bool,
     /// Whether the worker gets the packet too.
     pub(crate) to_user: bool,
     /// Whether a loop met something that it could not go on with.

@@ -42,5 +42,5 @@ pub use gate::{Gate, GateEntry, Step};
 pub use group::{GroupMode, LegEntry, LegStats};
 pub use head::{Checksum, Family, Head};
 pub use header::{RTP_FIXED_LEN, RtpFixed, is_rtcp};
-pub use progress::Progress;
+pub use progress::{Arrival, Progress};
 pub use rewrite::{RtpEdit, rewrite};

@@ -34,6 +34,9 @@ pub const MAX_DROPOUT: u16 = 3_000;
 /// A packet this far behind the highest one, or further, does not continue the run (RFC 3550 A.1).
 pub const MAX_MISORDER: u16 = 100;
 
+/// Seconds by which a packet's time may be off before it no longer continues the run (RTP-7).
+pub const MAX_TIME_JUMP: u32 = 10;
+
 /// Counters of the `counters` map: the verdicts first, then one per drop reason.
 pub const COUNTERS: u32 = VERDICT_COUNTERS + crate::drop::DropReason::ALL.len() as u32;
 

@@ -5,7 +5,8 @@
 
 use crate::flow::FlowStats;
 use crate::gate::is_before;
-use crate::limits::{MAX_DROPOUT, MAX_MISORDER, STRANGE_PER_SECOND};
+use crate::gso::Segments;
+use crate::limits::{MAX_DROPOUT, MAX_MISORDER, MAX_TIME_JUMP, STRANGE_PER_SECOND};
 
 /// First extended number: one cycle up, so that reordering at the start never goes below zero.
 const FIRST_CYCLE: u64 = 0x1_0000;
@@ -19,6 +20,8 @@ pub struct Progress {
     pub highest: u64,
     /// See [`FlowStats::window`].
     pub window: u64,
+    /// When `last_timestamp` was first seen, ns of CLOCK_MONOTONIC.
+    pub timestamp_at: u64,
     /// Highest RTP timestamp.
     pub last_timestamp: u32,
     /// See [`FlowStats::transit`].
@@ -35,8 +38,25 @@ pub struct Progress {
     pub skipped_to: u16,
     /// 1 once a packet was taken.
     pub seen: u8,
-    /// Whether `last_timestamp` moved.
-    pub new_timestamp: bool,
+}
+
+/// When a packet came, on the clock of its flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// ns of CLOCK_MONOTONIC.
+    pub at: u64,
+    /// The same in [`units`] of the clock rate.
+    pub units: u32,
+    /// RTP clock rate in Hz.
+    pub clock_rate: u32,
+}
+
+impl Arrival {
+    /// A packet that came at `at`, ns of CLOCK_MONOTONIC.
+    #[inline]
+    pub const fn new(at: u64, clock_rate: u32) -> Self {
+        Self { at, units: units(at, clock_rate), clock_rate }
+    }
 }
 
 /// Nanoseconds as units of the clock rate, modulo 2^32.
@@ -56,6 +76,7 @@ impl Progress {
         Self {
             highest: stats.highest,
             window: stats.window,
+            timestamp_at: stats.timestamp_at,
             last_timestamp: stats.last_timestamp,
             transit: stats.transit,
             jitter: stats.jitter,
@@ -64,33 +85,51 @@ impl Progress {
             skipped: 0,
             skipped_to: 0,
             seen: stats.seen,
-            new_timestamp: false,
         }
     }
 
-    /// Whether a packet continues the run: less than [`MAX_DROPOUT`] ahead of the highest number, less than
-    /// [`MAX_MISORDER`] behind it. The first packet does.
-    ///
-    /// Source: RFC 3550 appendix A.1.
+    /// Whether a packet is higher than all before it.
     #[inline]
-    pub const fn continues(&self, seq: u16) -> bool {
-        let ahead = seq.wrapping_sub(self.highest as u16);
-        self.seen == 0 || ahead < MAX_DROPOUT || ahead.wrapping_neg() < MAX_MISORDER
+    pub const fn is_newest(&self, seq: u16) -> bool {
+        self.seen == 0 || is_before(self.highest as u16, seq)
     }
 
-    /// Takes a packet that continues the run. `arrival`: when it came, in [`units`] of the clock rate.
+    /// Whether a packet continues the run: its number less than [`MAX_DROPOUT`] ahead of the highest or less
+    /// than [`MAX_MISORDER`] behind it, its time within [`MAX_TIME_JUMP`] of the highest or of what that would
+    /// be by now. The first packet does.
+    ///
+    /// Source: RFC 3550 appendix A.1, RTP-7.
+    #[inline]
+    pub const fn continues(&self, seq: u16, timestamp: u32, arrival: &Arrival) -> bool {
+        if self.seen == 0 {
+            return true;
+        }
+        let ahead = seq.wrapping_sub(self.highest as u16);
+        if ahead >= MAX_DROPOUT && ahead.wrapping_neg() >= MAX_MISORDER {
+            return false;
+        }
+        let far = arrival.clock_rate.saturating_mul(MAX_TIME_JUMP);
+        let step = timestamp.wrapping_sub(self.last_timestamp);
+        if (step as i32).unsigned_abs() <= far {
+            return true;
+        }
+        let elapsed = arrival.units.wrapping_sub(units(self.timestamp_at, arrival.clock_rate));
+        (step.wrapping_sub(elapsed) as i32).unsigned_abs() <= far
+    }
+
+    /// Takes a packet that continues the run.
     ///
     /// Source: RFC 3550 appendices A.1 and A.8.
     #[inline]
-    pub const fn take(&mut self, seq: u16, timestamp: u32, arrival: u32) {
-        let transit = arrival.wrapping_sub(timestamp);
+    pub const fn take(&mut self, seq: u16, timestamp: u32, arrival: &Arrival) {
+        let transit = arrival.units.wrapping_sub(timestamp);
         if self.seen == 0 {
             self.seen = 1;
             self.highest = FIRST_CYCLE + seq as u64;
             self.window = 1;
             self.transit = transit;
             self.last_timestamp = timestamp;
-            self.new_timestamp = true;
+            self.timestamp_at = arrival.at;
             return;
         }
         let highest = self.highest as u16;
@@ -114,30 +153,38 @@ impl Progress {
         }
         if (timestamp.wrapping_sub(self.last_timestamp) as i32) > 0 {
             self.last_timestamp = timestamp;
-            self.new_timestamp = true;
+            self.timestamp_at = arrival.at;
         }
         let moved = (transit.wrapping_sub(self.transit) as i32).unsigned_abs();
         self.transit = transit;
         self.jitter = self.jitter.wrapping_add(moved).wrapping_sub((self.jitter.wrapping_add(8)) >> 4);
     }
 
-    /// Stores the progress and counts what was forwarded. `now`: ns of CLOCK_MONOTONIC.
+    /// Stores the progress of a packet and counts its `segments`.
     #[inline]
-    pub const fn store(&self, stats: &mut FlowStats, packets: u32, bytes: u32, now: u64) {
-        stats.packets = stats.packets.wrapping_add(packets as u64);
-        stats.bytes = stats.bytes.wrapping_add(bytes as u64);
-        stats.reordered = stats.reordered.wrapping_add(self.reordered as u64);
-        stats.duplicate = stats.duplicate.wrapping_add(self.duplicate as u64);
+    pub const fn store(&self, stats: &mut FlowStats, segments: &Segments, arrival: &Arrival) {
+        stats.packets = stats.packets.wrapping_add(segments.count() as u64);
+        stats.bytes = stats.bytes.wrapping_add(segments.bytes() as u64);
+        stats.last_arrival = arrival.at;
         stats.highest = self.highest;
         stats.window = self.window;
         stats.transit = self.transit;
         stats.jitter = self.jitter;
-        stats.last_arrival = now;
-        if self.new_timestamp {
-            stats.last_timestamp = self.last_timestamp;
-            stats.timestamp_at = now;
-        }
+        stats.last_timestamp = self.last_timestamp;
+        stats.timestamp_at = self.timestamp_at;
         stats.seen = self.seen;
+    }
+
+    /// Counts what depends on whether the worker got the packet too: it counts the order of its packets itself.
+    #[inline]
+    pub const fn settle(&self, stats: &mut FlowStats, segments: &Segments, copied: bool) {
+        if copied {
+            stats.copied = stats.copied.wrapping_add(segments.count() as u64);
+            stats.copied_bytes = stats.copied_bytes.wrapping_add(segments.bytes() as u64);
+        } else {
+            stats.reordered = stats.reordered.wrapping_add(self.reordered as u64);
+            stats.duplicate = stats.duplicate.wrapping_add(self.duplicate as u64);
+        }
     }
 }
 
