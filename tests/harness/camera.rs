@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::fixture::{Fixture, LENGTH};
+use crate::fixture::{Fixture, LENGTH, Profile};
 use crate::lab::Node;
 use crate::privilege::PYTHON;
 use crate::process::{Launch, Process, wait_for};
@@ -80,14 +80,28 @@ pub fn publish_with_gstreamer(
     url: &str,
     transport: Transport,
 ) -> Result<Process> {
+    publish_with_sink(stage, name, fixture, url, transport, None)
+}
+
+/// The same with a login, `user:password`. A [`Profile::H264Latm`] is sent by the sink's own payloaders.
+pub fn publish_with_sink(
+    stage: Stage<'_>,
+    name: &str,
+    fixture: &Fixture,
+    url: &str,
+    transport: Transport,
+    credentials: Option<&str>,
+) -> Result<Process> {
     let script = stage.scratch.join("gst_publisher.py");
     std::fs::write(&script, include_str!("camera/gst_publisher.py"))?;
     Launch::inside(name, stage.node, PYTHON)
         .arg(&script)
         .arg("--file")
         .arg(&fixture.file)
-        .args(["--codecs", &format!("{},{}", fixture.profile.video(), fixture.profile.audio())])
+        .args(["--codecs", &format!("{},{}", fixture.profile.video(), fixture.profile.codec_of_sound())])
         .args(["--url", url, "--transport", transport.name()])
+        .args(credentials.into_iter().flat_map(|login| ["--credentials", login]))
+        .args((fixture.profile == Profile::H264Latm).then_some("--own-payloaders"))
         .start(stage.scratch)
 }
 

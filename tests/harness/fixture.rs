@@ -26,6 +26,8 @@ pub enum Profile {
     H265Opus,
     /// Older audio, µ-law, static payload type 0.
     H264Pcmu,
+    /// H.264 with AAC as MP4A-LATM (RFC 6416), which `rtspclientsink` chooses by itself.
+    H264Latm,
     /// RFC 2435 pictures, payload type 26, with A-law, payload type 8.
     MjpegPcma,
 }
@@ -60,7 +62,8 @@ pub fn mjpeg(quality: &str) -> [&str; 10] {
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::H264Aac, Self::H265Opus, Self::H264Pcmu, Self::MjpegPcma];
+    pub const ALL: [Self; 5] =
+        [Self::H264Aac, Self::H265Opus, Self::H264Pcmu, Self::MjpegPcma, Self::H264Latm];
 
     /// Name in reports and file names.
     pub fn name(self) -> &'static str {
@@ -69,6 +72,7 @@ impl Profile {
             Self::H265Opus => "h265-opus",
             Self::H264Pcmu => "h264-pcmu",
             Self::MjpegPcma => "mjpeg-pcma",
+            Self::H264Latm => "h264-latm",
         }
     }
 
@@ -77,15 +81,20 @@ impl Profile {
         self.name().split_once('-').map_or("", |(video, _)| video)
     }
 
-    /// Audio codec: aac, opus, pcmu or pcma.
+    /// Sound as it is sent: aac, latm, opus, pcmu or pcma.
     pub fn audio(self) -> &'static str {
         self.name().split_once('-').map_or("", |(_, audio)| audio)
+    }
+
+    /// Codec of the sound: aac, opus, pcmu or pcma.
+    pub fn codec_of_sound(self) -> &'static str {
+        if self == Self::H264Latm { "aac" } else { self.audio() }
     }
 
     /// Samples per second and channel.
     pub fn sample_rate(self) -> u32 {
         match self {
-            Self::H264Aac | Self::H265Opus => 48_000,
+            Self::H264Aac | Self::H264Latm | Self::H265Opus => 48_000,
             Self::H264Pcmu | Self::MjpegPcma => 8_000,
         }
     }
@@ -96,14 +105,18 @@ impl Profile {
     }
 
     fn file_name(self) -> String {
-        format!("{}.{}", self.name(), if self == Self::H264Aac { "mp4" } else { "mkv" })
+        match self {
+            // The same film, sent another way.
+            Self::H264Aac | Self::H264Latm => "h264-aac.mp4".to_owned(),
+            _ => format!("{}.mkv", self.name()),
+        }
     }
 
     fn encoder(self) -> Vec<&'static str> {
         const H264: &str = "sliced-threads=0:bframes=0:keyint=12:scenecut=0";
         const H265: &str = "log-level=error:bframes=0:keyint=12:open-gop=0";
         let video: &[&str] = match self {
-            Self::H264Aac | Self::H264Pcmu => &[
+            Self::H264Aac | Self::H264Latm | Self::H264Pcmu => &[
                 "-c:v",
                 "libx264",
                 "-preset",
@@ -130,7 +143,7 @@ impl Profile {
             Self::MjpegPcma => &mjpeg("8"),
         };
         let audio: &[&str] = match self {
-            Self::H264Aac => &["-c:a", "aac", "-aac_pns", "0", "-b:a", "64k"],
+            Self::H264Aac | Self::H264Latm => &["-c:a", "aac", "-aac_pns", "0", "-b:a", "64k"],
             Self::H265Opus => &["-c:a", "libopus", "-b:a", "64k"],
             Self::H264Pcmu => &["-c:a", "pcm_mulaw"],
             Self::MjpegPcma => &["-c:a", "pcm_alaw"],

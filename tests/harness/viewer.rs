@@ -315,6 +315,7 @@ fn rtspsrc(stage: Stage<'_>, watch: &Watch) -> Launch {
     };
     let audio = match watch.profile.audio() {
         "aac" => "rtpmp4gdepay ! aacparse ! avdec_aac",
+        "latm" => "rtpmp4adepay ! aacparse ! avdec_aac",
         "opus" => {
             "rtpopusdepay ! tee name=t t. ! queue ! checksumsink hash=sha1 t. ! queue ! opusdec plc=false"
         }

@@ -116,6 +116,9 @@ fn run(cells: &[Cell], direct: bool) -> Result<BTreeMap<Cell, Outcome>> {
     }
     let proxy =
         if direct { None } else { Some(Proxy::start(Stage::here(scratch.path()), "proxy", &options)?) };
+    // A login is asked for everything of a proxy, so those scenes have one of their own.
+    let needs_login = scenes.keys().any(|scene| scene.source.needs_login());
+    let guarded = if needs_login { Some(guarded(&scratch)?) } else { None };
 
     let stage = Stage::here(scratch.path());
     let queue = Mutex::new(scenes.into_iter().collect::<VecDeque<_>>());
@@ -129,6 +132,7 @@ fn run(cells: &[Cell], direct: bool) -> Result<BTreeMap<Cell, Outcome>> {
                     let Some((scene, cells)) = next else { break };
                     let fixture = &fixtures[&scene.profile];
                     let port = ports.get(&scene).copied().unwrap_or_default();
+                    let proxy = if scene.source.needs_login() { &guarded } else { &proxy };
                     let results = match play(stage, scene, &cells, fixture, port, proxy.as_ref()) {
                         Ok(results) => results,
                         Err(error) => cells.iter().map(|cell| (*cell, Err(format!("{error:#}")))).collect(),
@@ -157,6 +161,14 @@ fn run(cells: &[Cell], direct: bool) -> Result<BTreeMap<Cell, Outcome>> {
     Ok(outcomes.into_inner().unwrap_or_default())
 }
 
+/// A proxy that lets one user publish and play.
+fn guarded(scratch: &Scratch) -> Result<Proxy> {
+    let (user, password) = CREDENTIALS.split_once(':').context("no login")?;
+    let file = camera::credentials_file(scratch.path(), "user.login", password)?;
+    let options = Options { users: vec![(user.to_owned(), file)], ..Options::default() };
+    Proxy::start(Stage::here(scratch.path()), "proxy-guarded", &options)
+}
+
 /// What keeps a scene's media coming.
 enum Running {
     Served(ServedCamera),
@@ -180,12 +192,13 @@ fn start_source(
             &target()?,
             scene.transport,
         )?),
-        Source::GstPublish => Running::Publishing(camera::publish_with_gstreamer(
+        Source::GstPublish | Source::GstPublishLogin => Running::Publishing(camera::publish_with_sink(
             stage,
             &name,
             fixture,
             &target()?,
             scene.transport,
+            scene.source.needs_login().then_some(CREDENTIALS),
         )?),
         Source::GstServe => {
             let camera = GstCamera { port, digest: Some(CREDENTIALS), ..GstCamera::default() };
@@ -211,8 +224,8 @@ fn play(
     }
     let mut viewers = Vec::new();
     for cell in cells {
-        let credentials =
-            (proxy.is_none() && scene.source == Source::GstServe).then(|| CREDENTIALS.to_owned());
+        let is_asked = scene.source.needs_login() || (proxy.is_none() && scene.source == Source::GstServe);
+        let credentials = is_asked.then(|| CREDENTIALS.to_owned());
         let url = match (&source, proxy) {
             (_, Some(proxy)) => proxy.url(&scene.slug()),
             (Running::Served(camera), None) => camera.url.clone(),

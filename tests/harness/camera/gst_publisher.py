@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """A camera: GStreamer's rtspclientsink publishing one encoded file at its own pace.
 
-The payloaders are chosen here: the sink itself would take MP4A-LATM for AAC, and would repeat no
-parameter sets, which leaves viewers without them when the SDP has none.
+The payloaders are chosen here, unless it is asked for the sink's own: those take MP4A-LATM for AAC, and
+repeat no parameter sets, which leaves viewers without them when the SDP has none; the parser does it then.
 """
 
 import argparse
@@ -25,6 +25,13 @@ PARSERS = {
 STATIC = {"pcmu": 0, "pcma": 8, "mjpeg": 26}
 
 
+def parser_of(codec, args):
+    name, _, settings = PARSERS[codec]
+    if not args.own_payloaders:
+        return name
+    return " ".join([name] + ["%s=%s" % setting for setting in settings.items()])
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--file", required=True)
@@ -32,13 +39,14 @@ def main():
     parser.add_argument("--url", required=True)
     parser.add_argument("--transport", choices=["udp", "tcp"], required=True)
     parser.add_argument("--credentials", help="user:password")
+    parser.add_argument("--own-payloaders", action="store_true", help="let the sink choose")
     args = parser.parse_args()
     Gst.init(None)
 
     codecs = args.codecs.split(",")
     demuxer = "qtdemux" if args.file.endswith(".mp4") else "matroskademux"
     branches = " ".join(
-        "demuxer. ! queue ! %s ! identity name=out%d sync=true" % (PARSERS[codec][0], number)
+        "demuxer. ! queue ! %s ! identity name=out%d sync=true" % (parser_of(codec, args), number)
         for number, codec in enumerate(codecs)
     )
     pipeline = Gst.parse_launch("filesrc location=%s ! %s name=demuxer %s" % (args.file, demuxer, branches))
@@ -51,12 +59,13 @@ def main():
         sink.set_property("user-pw", password)
     pipeline.add(sink)
     for number, codec in enumerate(codecs):
-        payloader = Gst.ElementFactory.make(PARSERS[codec][1], "pay%d" % number)
-        payloader.set_property("pt", STATIC.get(codec, 96 + number))
-        for name, value in PARSERS[codec][2].items():
-            payloader.set_property(name, value)
         pad = sink.request_pad_simple("sink_%u")
-        pad.set_property("payloader", payloader)
+        if not args.own_payloaders:
+            payloader = Gst.ElementFactory.make(PARSERS[codec][1], "pay%d" % number)
+            payloader.set_property("pt", STATIC.get(codec, 96 + number))
+            for name, value in PARSERS[codec][2].items():
+                payloader.set_property(name, value)
+            pad.set_property("payloader", payloader)
         pipeline.get_by_name("out%d" % number).get_static_pad("src").link(pad)
 
     loop = GLib.MainLoop()
