@@ -9,6 +9,7 @@
 //! confirmed by a second packet in sequence. The packet that came first is held meanwhile and not lost:
 //! it is often the start of the key frame at which video resumes.
 
+mod absorb;
 mod batch;
 pub mod inventory;
 mod splice;
@@ -21,6 +22,7 @@ use msm_fastpath::{Admission, PayloadTypes, Verdict, decide};
 
 use crate::clock::ClockRate;
 use crate::drop::{DropReason, Drops};
+use crate::elsewhere::Ahead;
 use crate::keyframe::Codec;
 use crate::project::Head;
 use crate::report::{KeyFrameLimiter, LastSr, RrSchedule};
@@ -31,7 +33,7 @@ use crate::rtp::RtpView;
 use crate::seq::SeqStep;
 use crate::stats::ReceiverStats;
 
-pub use batch::{Arrival, Batch, RunHead};
+pub use batch::{Arrival, Batch, Part, RunHead};
 use splice::Joint;
 
 /// Timestamp jump that is a restart when the next packet confirms it (RTP-7).
@@ -123,6 +125,8 @@ pub struct TrackInput {
     current: Option<RunHead>,
     joint: Joint,
     stats: ReceiverStats,
+    /// How far the run has come elsewhere, while packets are seen against that.
+    ahead: Option<Ahead>,
     suspect: Option<Suspect>,
     suspect_bytes: Vec<u8>,
     switched_at: Option<Instant>,
@@ -154,6 +158,7 @@ impl TrackInput {
             current: None,
             joint: Joint::default(),
             stats: ReceiverStats::new(now, config.clock),
+            ahead: None,
             suspect: None,
             suspect_bytes: Vec::new(),
             switched_at: None,
@@ -261,6 +266,11 @@ impl TrackInput {
                 jumped.then_some(DropReason::Policy)
             }
         };
+        if let Some(ahead) = &self.ahead
+            && suspicion != Some(DropReason::Ssrc)
+        {
+            self.stats.catch_up(ahead, seq);
+        }
         if suspicion.is_none() {
             let (ext, step) = self.stats.observe(arrival, seq, ts, packet.len());
             if step != SeqStep::Jump {
@@ -291,6 +301,7 @@ impl TrackInput {
             ssrc: view.ssrc(),
             duplicate: step == SeqStep::Duplicate,
             resume_point: self.config.codec.resume_point(payload),
+            only_here: false,
         });
     }
 
@@ -372,6 +383,7 @@ impl TrackInput {
             ssrc: first.ssrc,
             duplicate: false,
             resume_point: first.resume_point,
+            only_here: false,
         });
     }
 
@@ -383,6 +395,7 @@ impl TrackInput {
 
     fn start_run(&mut self, now: Instant, ssrc: u32, ext: u64, ts: u32) {
         self.runs += 1;
+        self.ahead = None;
         self.admission = Admission::only_ssrc(self.admission.payload_types, ssrc);
         self.current = Some(RunHead { run: self.runs, ssrc, head: Head { ext, ts, at: now } });
         self.down = self.early.take().filter(|early| early.info.ssrc == ssrc);

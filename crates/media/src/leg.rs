@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::clock::RtpTime;
 use crate::drop::{DropReason, Drops};
-use crate::input::{Arrival, Batch, RunHead, TrackInput};
+use crate::input::{Arrival, Batch, Part, RunHead, TrackInput};
 use crate::project::{Head, Projection, ResumePolicy};
 use crate::report::{self, CircuitBreaker, KeyFrameLimiter, LegReport, PLI_LEG_INTERVAL, SentSrs};
 use crate::rtcp::bye::write_bye;
@@ -159,7 +159,7 @@ impl LegTrack {
     /// has delivered nothing: then [`Self::start`] knows after the first packet. On an open gate, where
     /// the leg stands now (PLAY in Playing, RTSP-26).
     pub fn arm(&mut self, now: Instant, input: &TrackInput) -> Option<Start> {
-        let Some(current) = input.current() else {
+        let Some(current) = input.newest() else {
             if self.gate == Gate::Disabled {
                 self.gate = Gate::Waiting;
                 self.start = None;
@@ -236,7 +236,40 @@ impl LegTrack {
         }
     }
 
-    /// Says what to send of a batch. `edits` is cleared first; it is filled for [`Pass::Select`] and
+    /// The mapping that another holder may apply from the next packet on: the gate is open, and the leg is
+    /// in the current run of its input.
+    pub fn steady_projection(&self, input: &TrackInput) -> Option<&Projection> {
+        let run = input.current()?.run;
+        let projection = self.projection.as_ref().filter(|projection| projection.run() == run)?;
+        (matches!(self.gate, Gate::Open { .. }) && self.splicing.is_none()).then_some(projection)
+    }
+
+    /// Lowest extended number that may pass, while the gate is open.
+    pub fn open_from(&self) -> Option<u64> {
+        match self.gate {
+            Gate::Open { from } => Some(from),
+            Gate::Disabled | Gate::Waiting => None,
+        }
+    }
+
+    /// Another holder has sent packets of a run, up to this one at most: a splice goes on behind it.
+    pub fn sent_elsewhere(&mut self, run: u32, up_to: Head) {
+        if self.projection.is_some_and(|projection| projection.run() == run)
+            && let Some(head) = &mut self.head
+        {
+            head.raise(up_to.ext, up_to.ts, up_to.at);
+        }
+    }
+
+    /// Another holder has sent this many packets with this many payload bytes, beyond what it was counted
+    /// before: sender reports say them.
+    pub fn count_elsewhere(&mut self, packets: u64, octets: u64) {
+        self.sent.packets += packets;
+        self.sent.octets += octets;
+    }
+
+    /// Says what to send of a batch. `part`: what of it is to be sent from here; the rest of the leg's
+    /// packets are another holder's. `edits` is cleared first; it is filled for [`Pass::Select`] and
     /// [`Pass::Rewrite`]. What is said to be sent is counted as sent.
     #[inline]
     pub fn handle_batch(
@@ -244,20 +277,28 @@ impl LegTrack {
         now: Instant,
         input: &TrackInput,
         batch: &Batch,
+        part: Part,
         edits: &mut Vec<Edit>,
     ) -> Pass {
         edits.clear();
+        if part == Part::NONE && batch.only_here() == 0 {
+            if let Some(after) = batch.after() {
+                self.sent_elsewhere(after.run, after.head);
+            }
+            return Pass::Nothing;
+        }
         let (Gate::Open { from }, Some(projection), Some(after)) =
             (self.gate, &self.projection, batch.after())
         else {
-            return self.handle_each(now, input, batch, edits);
+            return self.handle_each(now, input, batch, part, edits);
         };
         let plain = projection.is_transparent()
             && batch.one_run() == Some(projection.run())
             && batch.lowest() >= from
+            && part == Part::ALL
             && !(self.config.dedup && batch.duplicates() > 0);
         if !plain {
-            return self.handle_each(now, input, batch, edits);
+            return self.handle_each(now, input, batch, part, edits);
         }
         self.note_all(batch, after);
         Pass::All
@@ -275,12 +316,17 @@ impl LegTrack {
         now: Instant,
         input: &TrackInput,
         batch: &Batch,
+        part: Part,
         edits: &mut Vec<Edit>,
     ) -> Pass {
         if self.gate == Gate::Disabled {
             return Pass::Nothing;
         }
         for (index, arrival) in batch.arrivals().iter().enumerate() {
+            if !part.contains(index, arrival) {
+                self.sent_elsewhere(arrival.run, Head { ext: arrival.ext, ts: arrival.ts, at: now });
+                continue;
+            }
             match self.take(now, input, arrival) {
                 Ok(mapped) => {
                     self.sent.packets += 1;

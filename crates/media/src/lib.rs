@@ -30,6 +30,7 @@
 
 pub mod clock;
 pub mod drop;
+pub mod elsewhere;
 pub mod input;
 pub mod jitter;
 pub mod keyframe;
@@ -45,7 +46,8 @@ pub mod timeline;
 
 pub use clock::{ClockRate, Ntp};
 pub use drop::DropReason;
-pub use input::{Arrival, Batch, InputConfig, InputEvent, InputOutput, TrackInput};
+pub use elsewhere::{Elsewhere, Standing};
+pub use input::{Arrival, Batch, InputConfig, InputEvent, InputOutput, Part, TrackInput};
 pub use keyframe::Codec;
 pub use leg::{Edit, LegConfig, LegTrack, Pass, RtcpPass, Start, ViewerRtcp};
 pub use peer::{PeerLock, PeerVerdict};

@@ -112,6 +112,34 @@ impl SeqTracker {
         (number, SeqStep::Reordered)
     }
 
+    /// Whether a number behind the highest is near enough to be late and no jump.
+    pub(crate) fn reaches_back_to(&self, number: u64) -> bool {
+        number <= self.highest && self.highest - number <= u64::from(self.misorder)
+    }
+
+    /// Goes on from a higher number: those in between, and the number itself, may still come.
+    pub(crate) fn raise(&mut self, number: u64) {
+        if number > self.highest {
+            self.advance(number);
+            self.clear(number);
+        }
+    }
+
+    /// Which of the last 64 numbers came: bit n is [`Self::highest`] - n.
+    pub(crate) fn window(&self) -> u64 {
+        (0..64).filter(|n| self.is_marked(self.highest - n)).fold(0, |bits, n| bits | 1 << n)
+    }
+
+    /// Marks numbers that came elsewhere: bit n of `bits` is `top` - n.
+    pub(crate) fn mark_window(&mut self, top: u64, bits: u64) {
+        for n in (0..64).filter(|n| bits & (1 << n) != 0) {
+            let number = top.saturating_sub(n);
+            if number <= self.highest && self.highest - number < WINDOW {
+                self.mark(number);
+            }
+        }
+    }
+
     #[inline]
     fn advance(&mut self, number: u64) {
         if number - self.highest >= WINDOW {

@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use crate::clock::ClockRate;
+use crate::elsewhere::{Ahead, Counts, Elsewhere};
 use crate::seq::{SeqStep, SeqTracker};
 
 pub mod inventory;
@@ -73,6 +74,8 @@ struct Run {
     bytes: u64,
     reordered: u64,
     duplicates: u64,
+    /// What was counted elsewhere and not here.
+    elsewhere: Counts,
     jitter: Jitter,
     frame_jitter: Jitter,
     /// Expected and received at the last report.
@@ -160,6 +163,54 @@ impl ReceiverStats {
         (number, step)
     }
 
+    /// Before [`Self::observe`] of a packet, while the run goes on elsewhere too.
+    #[inline]
+    pub(crate) fn catch_up(&mut self, ahead: &Ahead, seq: u16) {
+        if let Some(run) = &mut self.run {
+            ahead.catch_up(&mut run.seq, seq);
+        }
+    }
+
+    /// Takes in what was counted elsewhere. `whole`: nothing up to its highest number can still come here.
+    pub(crate) fn absorb(&mut self, elsewhere: &Elsewhere, whole: bool) {
+        let arrival = self.arrival(elsewhere.arrival);
+        let stamped = self.arrival(elsewhere.ts_at);
+        let Some(run) = &mut self.run else { return };
+        self.rate_packets += elsewhere.counts.packets.saturating_sub(run.elsewhere.packets);
+        run.elsewhere = elsewhere.counts;
+        if arrival > run.jitter.arrival {
+            run.jitter = Jitter { arrival, ts: elsewhere.ts, value: elsewhere.jitter };
+        }
+        if elsewhere.ts.wrapping_sub(run.frame_jitter.ts) as i32 > 0 {
+            run.frame_jitter = Jitter { arrival: stamped, ts: elsewhere.ts, ..run.frame_jitter };
+        }
+        if whole {
+            run.seq.raise(elsewhere.highest);
+            run.seq.mark_window(elsewhere.highest, elsewhere.window);
+        }
+    }
+
+    /// What was counted elsewhere counts as counted here: the other one starts at zero again.
+    pub(crate) fn fold(&mut self) {
+        if let Some(run) = &mut self.run {
+            let counts = std::mem::take(&mut run.elsewhere);
+            run.packets += counts.packets;
+            run.bytes += counts.bytes;
+            run.reordered += counts.reordered;
+            run.duplicates += counts.duplicates;
+        }
+    }
+
+    /// Which of the last 64 numbers of the run came; bit 0 is the highest.
+    pub(crate) fn window(&self) -> u64 {
+        self.run.as_ref().map_or(0, |run| run.seq.window())
+    }
+
+    /// Packets of the run.
+    pub(crate) fn run_packets(&self) -> u64 {
+        self.run.as_ref().map_or(0, Run::received)
+    }
+
     /// Once per batch, after its packets: measures the packet rate, from which the misorder limit
     /// follows.
     #[inline]
@@ -190,11 +241,11 @@ impl ReceiverStats {
     pub fn totals(&self) -> Totals {
         let mut totals = self.before;
         if let Some(run) = &self.run {
-            totals.packets += run.packets;
-            totals.bytes += run.bytes;
+            totals.packets += run.received();
+            totals.bytes += run.bytes + run.elsewhere.bytes;
             totals.expected += run.seq.expected();
-            totals.reordered += run.reordered;
-            totals.duplicates += run.duplicates;
+            totals.reordered += run.reordered + run.elsewhere.reordered;
+            totals.duplicates += run.duplicates + run.elsewhere.duplicates;
         }
         totals
     }
@@ -226,7 +277,7 @@ impl ReceiverStats {
     /// Source: RFC 3550 section 6.4.1, appendix A.3.
     pub fn report(&mut self) -> Option<Reception> {
         let run = self.run.as_mut()?;
-        let now = (run.seq.expected(), run.packets);
+        let now = (run.seq.expected(), run.received());
         let expected = now.0.saturating_sub(run.prior.0);
         let received = now.1.saturating_sub(run.prior.1);
         run.prior = now;
@@ -250,14 +301,19 @@ impl Run {
             bytes: bytes as u64,
             reordered: 0,
             duplicates: 0,
+            elsewhere: Counts::default(),
             jitter,
             frame_jitter: jitter,
             prior: (0, 0),
         }
     }
 
+    fn received(&self) -> u64 {
+        self.packets + self.elsewhere.packets
+    }
+
     fn cumulative_lost(&self) -> i32 {
-        let lost = self.seq.expected() as i64 - self.packets as i64;
+        let lost = self.seq.expected() as i64 - self.received() as i64;
         lost.clamp(-0x80_0000, 0x7f_ffff) as i32
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::clock::ClockRate;
-use crate::input::{Batch, InputConfig, InputEvent, InputOutput, TrackInput};
+use crate::input::{Batch, InputConfig, InputEvent, InputOutput, Part, TrackInput};
 use crate::keyframe::Codec;
 use crate::leg::{Edit, LegTrack, Pass};
 use crate::rtcp::sr::{SenderInfo, write_sr};
@@ -107,7 +107,7 @@ impl Rig {
                 index => packets[index as usize].clone(),
             }
         };
-        match leg.handle_batch(self.now, &self.input, &self.batch, &mut self.edits) {
+        match leg.handle_batch(self.now, &self.input, &self.batch, Part::ALL, &mut self.edits) {
             Pass::Nothing => Vec::new(),
             Pass::All => (0..self.batch.arrivals().len()).map(bytes).collect(),
             Pass::Select => self.edits.iter().map(|edit| bytes(edit.arrival as usize)).collect(),

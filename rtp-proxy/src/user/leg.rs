@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use msm_fastpath::{DropReason, RtpEdit, RtpFixed, rewrite};
 use msm_graph::LegId;
-use msm_media::{LegTrack, Pass, RtcpPass, TrackInput};
+use msm_media::{LegTrack, Part, Pass, RtcpPass, TrackInput};
 
 use super::io_buffers::IoBuffers;
 use super::tcp::{ConnWay, Frame};
@@ -100,13 +100,20 @@ pub(crate) struct LegOut {
 }
 
 impl LegOut {
-    /// Sends what this leg gets of the batch that `io` holds. Returns packets and bytes sent.
-    pub(crate) fn forward(&mut self, now: Instant, input: &TrackInput, io: &mut IoBuffers) -> (u64, u64) {
+    /// Sends what this leg gets of the batch that `io` holds, as far as `part` is ours to send. Returns
+    /// packets and bytes sent.
+    pub(crate) fn forward(
+        &mut self,
+        now: Instant,
+        input: &TrackInput,
+        part: Part,
+        io: &mut IoBuffers,
+    ) -> (u64, u64) {
         if matches!(self.state, GateState::Disabled | GateState::Paused) {
             return (0, 0);
         }
         let splices = self.media.sent().splices;
-        let pass = self.media.handle_batch(now, input, &io.batch, &mut io.edits);
+        let pass = self.media.handle_batch(now, input, &io.batch, part, &mut io.edits);
         if self.media.sent().splices != splices {
             // Ahead of the first packet of the new run: a player that learned the new mapping behind it
             // would turn its clock back by what the two runs' reports differ.

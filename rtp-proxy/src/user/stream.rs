@@ -375,7 +375,7 @@ impl Stream {
             io.line_up();
             let Track { media, legs, .. } = track;
             for out in legs {
-                let (packets, bytes) = out.forward(now, media, io);
+                let (packets, bytes) = out.forward(now, media, msm_media::Part::ALL, io);
                 if out.is_waiting() {
                     shared.note_reordered();
                 }

@@ -24,6 +24,8 @@ pub struct Arrival {
     pub duplicate: bool,
     /// Whether a decoder may start here ([`crate::Codec::resume_point`]).
     pub resume_point: bool,
+    /// Whether it came here and nowhere else: no other holder of a leg has sent it ([`Batch::mark_only_here`]).
+    pub only_here: bool,
 }
 
 impl Arrival {
@@ -42,6 +44,33 @@ pub struct RunHead {
     pub head: Head,
 }
 
+/// Which arrivals of a batch one of two holders of a leg sends: those before one place, those from
+/// another place on, and those that came [only here](Arrival::only_here).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    before: u32,
+    from: u32,
+}
+
+impl Part {
+    /// Every arrival.
+    pub const ALL: Self = Self { before: u32::MAX, from: u32::MAX };
+    /// No arrival, but for those that came only here.
+    pub const NONE: Self = Self { before: 0, from: u32::MAX };
+
+    /// The arrivals before index `before` of [`Batch::arrivals`] and those from index `from` on.
+    pub fn new(before: usize, from: usize) -> Self {
+        let index = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
+        Self { before: index(before), from: index(from) }
+    }
+
+    /// Whether the arrival at an index belongs to it.
+    #[inline]
+    pub fn contains(self, index: usize, arrival: &Arrival) -> bool {
+        index < self.before as usize || index >= self.from as usize || arrival.only_here
+    }
+}
+
 /// What one receive batch brought. Reused from batch to batch.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -50,6 +79,7 @@ pub struct Batch {
     pub(super) offered: usize,
     octets: u64,
     duplicates: u32,
+    only_here: u32,
     lowest: u64,
     one_run: Option<u32>,
     pub(super) after: Option<RunHead>,
@@ -82,6 +112,19 @@ impl Batch {
         self.duplicates
     }
 
+    /// Says that an arrival was seen by no other holder of the legs.
+    pub fn mark_only_here(&mut self, index: usize) {
+        if let Some(arrival) = self.arrivals.get_mut(index).filter(|arrival| !arrival.only_here) {
+            arrival.only_here = true;
+            self.only_here += 1;
+        }
+    }
+
+    /// Arrivals that were seen by no other holder of the legs.
+    pub fn only_here(&self) -> u32 {
+        self.only_here
+    }
+
     /// Where the input stands after the batch.
     pub fn after(&self) -> Option<RunHead> {
         self.after
@@ -108,6 +151,7 @@ impl Batch {
         self.offered = 0;
         self.octets = 0;
         self.duplicates = 0;
+        self.only_here = 0;
         self.lowest = u64::MAX;
         self.one_run = None;
         self.after = None;

@@ -50,6 +50,13 @@ impl TrackInput {
         }
     }
 
+    /// Takes in when a timestamp came that was not seen here.
+    pub(super) fn follow_elsewhere(&mut self, ts: u32, at: Instant) {
+        if let Some(line) = &mut self.joint.line {
+            line.observe(ts, at);
+        }
+    }
+
     /// The current run, if there is one, becomes the one that is continued.
     pub(super) fn end_run(&mut self) {
         if let (Some(current), Some(timeline)) = (self.current, self.timeline()) {

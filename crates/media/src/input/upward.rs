@@ -22,6 +22,11 @@ impl TrackInput {
         true
     }
 
+    /// Whether a receiver report will be sent: what is known elsewhere is to be taken in first.
+    pub fn is_report_due(&self, now: Instant) -> bool {
+        self.rr.due() <= now
+    }
+
     /// Sends the receiver report if it is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.rr.take(now) {

@@ -34,7 +34,7 @@ fn numbers(packets: &[Vec<u8>]) -> Vec<u16> {
 
 fn pass(rig: &mut Rig, leg: &mut LegTrack, packets: &[Vec<u8>]) -> Pass {
     rig.receive(packets);
-    leg.handle_batch(rig.now, &rig.input, &rig.batch, &mut rig.edits)
+    leg.handle_batch(rig.now, &rig.input, &rig.batch, Part::ALL, &mut rig.edits)
 }
 
 #[test]

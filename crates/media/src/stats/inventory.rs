@@ -3,7 +3,7 @@
 use msm_handover::{Anchor, Malformed, Moment};
 use serde::{Deserialize, Serialize};
 
-use super::{ClockRate, Jitter, ReceiverStats, Run, SeqTracker, Totals};
+use super::{ClockRate, Counts, Jitter, ReceiverStats, Run, SeqTracker, Totals};
 
 /// [`ReceiverStats`], written down.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -75,10 +75,10 @@ impl ReceiverStats {
             highest: run.seq.highest,
             misorder: run.seq.misorder,
             seen: run.seq.seen.to_vec(),
-            packets: run.packets,
-            bytes: run.bytes,
-            reordered: run.reordered,
-            duplicates: run.duplicates,
+            packets: run.packets + run.elsewhere.packets,
+            bytes: run.bytes + run.elsewhere.bytes,
+            reordered: run.reordered + run.elsewhere.reordered,
+            duplicates: run.duplicates + run.elsewhere.duplicates,
             jitter: run.jitter.inventory(),
             frame_jitter: run.frame_jitter.inventory(),
             prior: run.prior,
@@ -115,6 +115,7 @@ impl ReceiverStats {
                     bytes: run.bytes,
                     reordered: run.reordered,
                     duplicates: run.duplicates,
+                    elsewhere: Counts::default(),
                     jitter: Jitter::restore(run.jitter)?,
                     frame_jitter: Jitter::restore(run.frame_jitter)?,
                     prior: run.prior,
