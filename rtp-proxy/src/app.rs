@@ -4,6 +4,7 @@
 //! connection, BYE and TEARDOWN, workers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,11 +27,14 @@ use crate::banner;
 use crate::bind::{self, BindError};
 use crate::config::Config;
 use crate::front;
+use crate::handover::door::{self, Door, Request};
+use crate::handover::give::{self, Holdings};
+use crate::handover::take::{self, Running, TakeError};
 use crate::kernel;
 use crate::standalone::{OsEntropy, Standalone};
 use crate::stats::Snapshot;
 use crate::status;
-use crate::user::{WorkerConfig, Workers};
+use crate::user::{UserEvent, WorkerConfig, Workers};
 
 /// Path of the status document.
 pub const STREAMS: &str = "/v1/streams";
@@ -79,6 +83,9 @@ pub enum AppError {
     /// The workers or their ports.
     #[error("cannot start the data path: {0}")]
     Workers(std::io::Error),
+    /// The proxy that runs goes on, and this one has not started.
+    #[error(transparent)]
+    TakeOver(#[from] TakeError),
     /// The runtime, a signal handler.
     #[error("cannot start the runtime")]
     Runtime(#[from] std::io::Error),
@@ -114,11 +121,15 @@ pub fn run(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<
 async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<(), AppError> {
     // First of all: a signal during the start ends as cleanly as a later one.
     let mut stop = Stopping::new(stop)?;
-    let rtsp = bind::listen(config.rtsp, "--rtsp")?;
-    let admin = bind::listen(config.admin, "--admin")?;
-    let plane = ControlPlane::new(config.plane.clone(), Box::new(OsEntropy))?;
+    let reasons = DropReason::ALL.map(DropReason::as_str);
+    let metrics = Rc::new(Metrics::new(env!("CARGO_PKG_VERSION"), COMMIT, &reasons, &STREAM_STATES));
+    let limits = ConnLimits::default();
     let (events, mut user) = mpsc::channel(EVENTS);
-    let workers = Workers::start(worker_config(&config), events).map_err(AppError::Workers)?;
+    let (parts, took_over) = match take_over(&config, &limits, &metrics, &events)? {
+        Some(parts) => (parts, true),
+        None => (start(&config, limits, &metrics, events)?, false),
+    };
+    let Running { rtsp, admin, mut standalone, mut done, workers } = parts;
     let addresses =
         Addresses { rtsp: rtsp.local_addr()?, admin: admin.local_addr()?, players: workers.player_ports() };
     banner::print(&config, &addresses, &version());
@@ -126,17 +137,16 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
         warn!(event = "config.warning", "{warning}");
     }
 
-    let reasons = DropReason::ALL.map(DropReason::as_str);
-    let metrics = Rc::new(Metrics::new(env!("CARGO_PKG_VERSION"), COMMIT, &reasons, &STREAM_STATES));
-    let limits = ConnLimits::default();
-    let (mut standalone, mut done) =
-        Standalone::new(plane, workers.installer(), limits, config.max_connections, Rc::clone(&metrics));
+    let listening = [rtsp.as_raw_fd(), admin.as_raw_fd()];
     let (accepted_tx, mut accepted) = mpsc::channel(front::QUEUE);
     let accepting = tokio::task::spawn_local(front::accept(TcpListener::from_std(rtsp)?, accepted_tx));
     let (asks_tx, mut asks) = mpsc::channel(admin::QUEUE);
     let admin = TcpListener::from_std(admin)?;
     let router = admin::router(asks_tx, &[STREAMS]);
     let serving = tokio::spawn(async move { axum::serve(admin, router).await });
+    let (requests_tx, mut requests) = mpsc::channel(door::QUEUE);
+    let door = open_door(&config, took_over, requests_tx);
+    let mut given = None;
     let mut drain = Drain::new(config.drain);
     ready(addresses);
 
@@ -166,12 +176,85 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
             }
             Some(connection) = accepted.recv() => standalone.handle_accepted(connection),
             Some(ask) = asks.recv() => answer(ask, &standalone, &workers, &metrics, drain.phase()),
+            Some(request) = requests.recv() => {
+                let holdings = Holdings {
+                    standalone: &mut standalone,
+                    done: &mut done,
+                    user: &mut user,
+                    accepted: &mut accepted,
+                    workers: &workers,
+                    metrics: &metrics,
+                    rtsp: listening[0],
+                    admin: listening[1],
+                };
+                given = give::give(request, holdings).await;
+                if given.is_some() {
+                    break;
+                }
+            }
         }
     }
+    accepting.abort();
     serving.abort();
+    if let Some(frozen) = given {
+        // Everything is another process's: no BYE, no TEARDOWN, and the door is its own.
+        std::mem::forget(door);
+        workers.leave(frozen);
+        return Ok(());
+    }
     info!(event = "drain.done", finished = standalone.is_finished(), "stopped");
     workers.stop();
     Ok(())
+}
+
+/// Starts with nothing.
+fn start(
+    config: &Config,
+    limits: ConnLimits,
+    metrics: &Rc<Metrics>,
+    events: mpsc::Sender<UserEvent>,
+) -> Result<Running, AppError> {
+    let rtsp = bind::listen(config.rtsp, "--rtsp")?;
+    let admin = bind::listen(config.admin, "--admin")?;
+    let plane = ControlPlane::new(config.plane.clone(), Box::new(OsEntropy))?;
+    let workers = Workers::start(worker_config(config), events).map_err(AppError::Workers)?;
+    let (standalone, done) =
+        Standalone::new(plane, workers.installer(), limits, config.max_connections, Rc::clone(metrics));
+    Ok(Running { rtsp, admin, standalone, done, workers })
+}
+
+/// Starts with everything that the running proxy has, if we are to and one runs.
+fn take_over(
+    config: &Config,
+    limits: &ConnLimits,
+    metrics: &Rc<Metrics>,
+    events: &mpsc::Sender<UserEvent>,
+) -> Result<Option<Running>, AppError> {
+    let Some(path) = config.handover.as_deref().filter(|_| config.take_over) else { return Ok(None) };
+    let Some(arrived) = take::take(path, &version())? else {
+        info!(event = "takeover.none", path = %path.display(), "no proxy runs there: starts by itself");
+        return Ok(None);
+    };
+    let standing = arrived.stand(config, worker_config(config), limits, metrics, events.clone())?;
+    let running = standing.go()?;
+    info!(event = "takeover.done", path = %path.display(), "took over from the running proxy");
+    Ok(Some(running))
+}
+
+/// Lets the next program in. Without a door everything else works.
+fn open_door(config: &Config, replaces: bool, requests: mpsc::Sender<Request>) -> Option<Door> {
+    let path = config.handover.as_deref()?;
+    match door::open(path, replaces, requests) {
+        Ok(door) => Some(door),
+        Err(error) => {
+            let path = path.display();
+            warn!(
+                event = "handover.unavailable",
+                "planned upgrades are not possible: {path}: {error}; --handover PATH names another place"
+            );
+            None
+        }
+    }
 }
 
 fn shut_down(standalone: &mut Standalone, phase: Phase, patience: Duration) {

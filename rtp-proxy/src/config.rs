@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use msm_control_plane::config::{self as plane, Credentials, PullConfig, PullTransport, UserConfig};
@@ -36,6 +36,13 @@ pub const DEFAULT_LINGER: Duration = Duration::from_secs(5);
 /// Enough for a thousand viewers and their tools; each costs a descriptor and a few KiB.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 
+/// Where the system wants sockets of a service, of a user.
+const RUNTIME_DIRECTORIES: [&str; 2] = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"];
+/// The same for root without a service manager.
+const ROOT_DIRECTORY: &str = "/run";
+/// `--handover` without a planned upgrade.
+const NO_HANDOVER: &str = "off";
+
 /// Everything that `rtp-proxy standalone` needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -51,6 +58,10 @@ pub struct Config {
     pub workers: Option<usize>,
     /// How long to keep forwarding after SIGTERM.
     pub drain: Duration,
+    /// Unix socket at which the next program takes over, and at which this one does; `None`: neither.
+    pub handover: Option<PathBuf>,
+    /// Whether to take over from the proxy that runs, if one does.
+    pub take_over: bool,
     /// Which lines are logged.
     pub log_level: LogLevel,
     /// How they are written.
@@ -70,6 +81,8 @@ impl Default for Config {
             max_connections: DEFAULT_MAX_CONNECTIONS,
             workers: None,
             drain: Duration::ZERO,
+            handover: None,
+            take_over: false,
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
             plane: plane::Config::default(),
@@ -90,7 +103,7 @@ pub struct ConfigError {
 pub fn environment() -> BTreeMap<String, String> {
     std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(key, _)| key.starts_with(ENV_PREFIX))
+        .filter(|(key, _)| key.starts_with(ENV_PREFIX) || RUNTIME_DIRECTORIES.contains(&key.as_str()))
         .collect()
 }
 
@@ -137,7 +150,7 @@ impl Given {
             };
         }
         overlay! {
-            rtsp admin rtp_ports session_timeout linger max_connections workers drain log_level log_format;
+            rtsp admin rtp_ports session_timeout linger max_connections workers drain handover log_level log_format;
             pull pull_transport credentials allow_basic user
         }
         // The login of a pull without a file: MSM_PULL_<NAME>=user:password.
@@ -175,14 +188,41 @@ impl Config {
     pub fn load(raw: Raw, env: BTreeMap<String, String>) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         let mut problems = Problems::default();
+        let mut env = env;
+        let directories = RUNTIME_DIRECTORIES.map(|key| env.remove(key));
         let given = Given::merge(raw, env, &mut config.warnings);
         config.read_listening(&given, &mut problems);
         config.read_pulls(&given, &mut problems);
         config.read_users(&given, &mut problems);
         config.read_sessions(&given, &mut problems);
         config.read_running(&given, &mut problems);
+        config.read_handover(&given, &directories, &mut problems);
         let problems = problems.into_vec();
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+    }
+
+    /// The door of planned upgrades: one per RTSP port, so that several proxies of a machine keep apart.
+    fn read_handover(&mut self, given: &Given, directories: &[Option<String>; 2], problems: &mut Problems) {
+        self.take_over = given.raw.take_over;
+        self.handover = match given.raw.handover.as_deref() {
+            Some(NO_HANDOVER) => None,
+            Some(path) => Some(PathBuf::from(path)),
+            None if self.rtsp.port() == 0 => None,
+            None => {
+                let name = format!("{}.sock", self.rtsp.port());
+                let [service, user] = directories;
+                // systemd gives a directory for this service; the others are shared.
+                let service = service.as_deref().and_then(|list| list.split(':').next());
+                let root = nix::unistd::geteuid().is_root().then_some(ROOT_DIRECTORY);
+                let shared =
+                    || root.or(user.as_deref()).map(|directory| Path::new(directory).join("rtp-proxy"));
+                service.map(PathBuf::from).or_else(shared).map(|directory| directory.join(name))
+            }
+        };
+        if self.take_over && self.handover.is_none() {
+            let fix = "name the socket of the running proxy: --handover PATH";
+            problems.note("--take-over", "", "there is no socket to take over at", fix);
+        }
     }
 
     fn read_listening(&mut self, given: &Given, problems: &mut Problems) {

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use msm_control_plane::event::{ConnEnd, OpError};
@@ -22,10 +22,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::plan::{self, FlowChange};
 use crate::user::input_pair::PairId;
-use crate::user::tcp::{self, ConnHandle, GuestQueue};
+use crate::user::tcp::{self, ConnHandle, ConnSlot, GuestQueue};
 use crate::user::worker::{Command, Step, WorkerHandle};
 use crate::user::{UserEvent, WorkerConfig};
 
+pub(crate) mod inventory;
 mod ports;
 mod undo;
 
@@ -54,6 +55,8 @@ struct KnownConn {
     home: Option<usize>,
     /// The way to it for streams of other workers, once there was one.
     guests: Option<GuestQueue>,
+    /// The connection itself, as long as it lives on the control thread.
+    slot: Weak<ConnSlot>,
 }
 
 #[derive(Debug)]
@@ -103,11 +106,13 @@ impl Installer {
         let events = self.0.borrow().events.clone();
         let peer = stream.peer_addr().ok().map(|a| SocketAddr::new(a.ip().to_canonical(), a.port()));
         let (handle, parts) = tcp::assemble(stream, id, role, limits, events.clone());
-        let known = KnownConn { handle: handle.clone(), peer, home: None, guests: None };
+        let slot = Rc::new(ConnSlot::new(id));
+        let known =
+            KnownConn { handle: handle.clone(), peer, home: None, guests: None, slot: Rc::downgrade(&slot) };
         self.0.borrow_mut().conns.insert(id, known);
         tokio::task::spawn_local(async move {
             match parts {
-                Ok(parts) => tcp::run_on_control(parts).await,
+                Ok(parts) => tcp::run_on_control(parts, slot).await,
                 Err(error) => {
                     let end = ConnEnd::Io(error.to_string());
                     let _ = events.send(UserEvent::Closed { conn: id, end }).await;

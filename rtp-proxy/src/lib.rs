@@ -10,6 +10,7 @@ pub mod bind;
 pub mod config;
 pub mod dial;
 pub mod front;
+pub mod handover;
 pub mod install;
 pub mod kernel;
 pub mod plan;

@@ -11,13 +11,15 @@ use msm_control_plane::event::{Action, ConnEnd, Event, Note, NoteLevel, Now, OpT
 use msm_control_plane::{ControlPlane, event::Entropy};
 use msm_graph::{ConnId, LegOp, RowOp};
 use msm_rtsp::conn::{ConnLimits, Role};
-use msm_rtsp::message::{Method, Request};
+use msm_rtsp::message::Request;
 use msm_runtime::metrics::Metrics;
 use msm_runtime::telemetry::{LineLimiter, escape, redact};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
+
+pub(crate) mod inventory;
 
 use crate::dial;
 use crate::front::{Accepted, canonical};
@@ -343,25 +345,29 @@ impl Standalone {
 }
 
 /// Both clocks.
-fn now() -> Now {
+pub(crate) fn now() -> Now {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Now { instant: Instant::now(), unix }
 }
 
 /// The method as a metric label: a closed set, whatever peers send.
 fn method_label(request: &Request) -> &'static str {
-    match request.method {
-        Method::Announce => "ANNOUNCE",
-        Method::Describe => "DESCRIBE",
-        Method::GetParameter => "GET_PARAMETER",
-        Method::Options => "OPTIONS",
-        Method::Pause => "PAUSE",
-        Method::Play => "PLAY",
-        Method::Record => "RECORD",
-        Method::Redirect => "REDIRECT",
-        Method::Setup => "SETUP",
-        Method::SetParameter => "SET_PARAMETER",
-        Method::Teardown => "TEARDOWN",
-        _ => "other",
-    }
+    label_of(request.method.as_str())
+}
+
+fn label_of(method: &str) -> &'static str {
+    const LABELS: [&str; 11] = [
+        "ANNOUNCE",
+        "DESCRIBE",
+        "GET_PARAMETER",
+        "OPTIONS",
+        "PAUSE",
+        "PLAY",
+        "RECORD",
+        "REDIRECT",
+        "SETUP",
+        "SET_PARAMETER",
+        "TEARDOWN",
+    ];
+    LABELS.into_iter().find(|label| *label == method).unwrap_or("other")
 }

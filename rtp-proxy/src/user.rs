@@ -20,10 +20,11 @@ use crate::bind::{self, Transport};
 use crate::install::Installer;
 use crate::stats::Snapshot;
 
+pub(crate) mod handover;
 pub(crate) mod input_pair;
 mod io_buffers;
-mod leg;
-mod stream;
+pub(crate) mod leg;
+pub(crate) mod stream;
 pub mod tcp;
 pub(crate) mod udp;
 pub(crate) mod worker;
@@ -105,6 +106,11 @@ impl Default for WorkerConfig {
 }
 
 impl WorkerConfig {
+    /// Number of data threads.
+    pub(crate) fn worker_count(&self) -> usize {
+        self.threads.unwrap_or(allowed_cores().len().saturating_sub(1)).max(1)
+    }
+
     pub(crate) fn buffers(&self) -> udp::BufferSizes {
         udp::BufferSizes { receive: self.receive_buffer, send: self.send_buffer }
     }
@@ -176,8 +182,20 @@ impl Workers {
                 Err(error) => return Err(error),
             }
         }
+        let inherited = (0..config.worker_count()).map(|_| None).collect();
+        Self::spawn(config, events, players, warnings, inherited)
+    }
+
+    /// Starts the threads, one for each of `inherited`.
+    fn spawn(
+        config: WorkerConfig,
+        events: mpsc::Sender<UserEvent>,
+        players: PlayerSockets,
+        warnings: Vec<String>,
+        inherited: Vec<Option<worker::inventory::Inherited>>,
+    ) -> io::Result<Self> {
         let cores = allowed_cores();
-        let count = config.threads.unwrap_or(cores.len().saturating_sub(1)).max(1);
+        let count = inherited.len();
         let mut handles = Vec::with_capacity(count);
         let mut receivers = Vec::with_capacity(count);
         for index in 0..count {
@@ -186,7 +204,7 @@ impl Workers {
             receivers.push(receiver);
         }
         let mut threads = Vec::with_capacity(count);
-        for (index, commands) in receivers.into_iter().enumerate() {
+        for ((index, commands), inherited) in receivers.into_iter().enumerate().zip(inherited) {
             let start = worker::Start {
                 index,
                 // The control thread has the first core to itself where there is more than one.
@@ -199,6 +217,7 @@ impl Workers {
                 players: players.clone(),
                 workers: handles.clone(),
                 events: events.clone(),
+                inherited,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("data-{index}"))

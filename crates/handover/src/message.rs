@@ -101,8 +101,13 @@ impl Kind {
 pub struct Prelude {
     /// Format.
     pub format: u32,
-    /// Number of descriptors that follow.
-    pub descriptors: usize,
+}
+
+impl Prelude {
+    /// Whether this program reads the rest.
+    pub fn is_readable(&self) -> bool {
+        (OLDEST..=FORMAT).contains(&self.format)
+    }
 }
 
 /// Why a message could not be read or written.

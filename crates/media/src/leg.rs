@@ -193,6 +193,11 @@ impl LegTrack {
         self.start
     }
 
+    /// How it behaves.
+    pub fn config(&self) -> LegConfig {
+        self.config
+    }
+
     /// Where the gate opened, or was opened last.
     pub fn start(&self) -> Option<Start> {
         self.start

@@ -4,6 +4,8 @@
 //! Labels are stream names and closed sets, never addresses, session ids or SSRCs, so that the number of
 //! series does not depend on the number of sessions (SEC-27).
 
+use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+
+pub mod inventory;
 
 /// Content type of what the registry writes.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -138,6 +142,8 @@ pub struct Metrics {
     threads: Family<ThreadLabels, Counter<f64, AtomicU64>>,
     rejected: Family<ReasonLabels, Count>,
     events: Family<EventLabels, Count>,
+    /// Seconds that threads used in processes before this one.
+    former_cpu: Mutex<HashMap<String, f64>>,
 }
 
 impl Metrics {
@@ -199,6 +205,7 @@ impl Metrics {
             threads: register!(Family::default(), "thread_cpu_seconds", "CPU time of each thread"),
             rejected: register!(Family::default(), "rejected_inputs", "Input refused, by reason"),
             events: register!(Family::default(), "events", "Events of sessions and streams by name"),
+            former_cpu: Mutex::default(),
             registry,
             stream_states: stream_states.to_vec(),
         };
@@ -266,9 +273,7 @@ impl Metrics {
             self.socket_overflows.get_or_create(&labels).inner().store(*overflows, Ordering::Relaxed);
         }
         for (thread, cpu) in &sample.threads {
-            let labels = ThreadLabels { thread: thread.clone() };
-            let bits = cpu.as_secs_f64().to_bits();
-            self.threads.get_or_create(&labels).inner().store(bits, Ordering::Relaxed);
+            self.store_cpu(thread, cpu.as_secs_f64());
         }
         self.sessions.set(sample.sessions as f64);
     }

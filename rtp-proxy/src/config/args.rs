@@ -50,6 +50,7 @@ Examples:
 
 Every option can be given as an environment variable, MSM_ and its name in capitals:
 MSM_SESSION_TIMEOUT=30s. Repeatable ones take a list separated by blanks. The command line wins.
+rtp-proxy standalone --take-over with the same arguments upgrades the one that runs.
 SIGTERM or Ctrl-C ends: viewers get a BYE, cameras a TEARDOWN. A second signal does not wait for them.";
 
 /// Options of `rtp-proxy standalone` as given; `None` and empty mean not given.
@@ -113,6 +114,14 @@ pub struct Raw {
     /// [default: 0s]
     #[arg(verbatim_doc_comment, long, value_name = "TIME", help_heading = "Running")]
     pub drain: Option<String>,
+    /// Take over from the rtp-proxy that runs with the same arguments: viewers, publishers and cameras
+    /// notice nothing. Starts by itself where none runs
+    #[arg(verbatim_doc_comment, long, help_heading = "Running")]
+    pub take_over: bool,
+    /// Unix socket of --take-over; `off`: no planned upgrade
+    /// [default: RTSP-PORT.sock in the service's runtime directory, /run/rtp-proxy or $XDG_RUNTIME_DIR/rtp-proxy]
+    #[arg(verbatim_doc_comment, long, value_name = "PATH", help_heading = "Running")]
+    pub handover: Option<String>,
     /// error, warn, info, debug, trace or off; also per part: info,rtp_proxy=debug
     /// [default: info]
     #[arg(verbatim_doc_comment, long, value_name = "LEVEL", help_heading = "Running")]

@@ -71,9 +71,31 @@ impl InputPair {
         Ok(pair)
     }
 
+    /// `SO_RXQ_OVFL` of both sockets as last seen.
+    pub(crate) fn overflow(&self) -> [u32; 2] {
+        [self.overflow[0].get(), self.overflow[1].get()]
+    }
+
+    /// What the former program had seen of it.
+    pub(crate) fn set_overflow(&self, seen: [u32; 2]) {
+        self.overflow[0].set(seen[0]);
+        self.overflow[1].set(seen[1]);
+    }
+
     /// Serves a camera address from now on; it replaces one that was served for it before.
     pub(crate) fn add_route(&self, peer: IpAddr, stream: &Rc<RefCell<Stream>>, track: TrackId) {
         let id = stream.borrow().id;
+        self.add_route_of(peer, id, stream, track);
+    }
+
+    /// The same for a stream that may be borrowed.
+    pub(crate) fn add_route_of(
+        &self,
+        peer: IpAddr,
+        id: StreamId,
+        stream: &Rc<RefCell<Stream>>,
+        track: TrackId,
+    ) {
         let mut routes = self.routes.borrow_mut();
         routes.retain(|route| route.peer != peer);
         routes.push(Route { peer, id, stream: Rc::downgrade(stream), track });

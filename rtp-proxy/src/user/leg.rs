@@ -15,6 +15,7 @@ use super::tcp::{ConnWay, Frame};
 use super::udp::{self, Destination, Piece, Run};
 
 mod in_order;
+pub(crate) mod inventory;
 
 pub(crate) use in_order::InOrder;
 

@@ -21,6 +21,7 @@ use super::tcp::ConnWay;
 use super::udp::{self, Destination};
 use super::worker::Shared;
 
+pub(crate) mod inventory;
 mod rtcp;
 mod silence;
 mod stats;
@@ -87,6 +88,8 @@ pub(crate) struct Stream {
     pub(crate) tracks: Vec<Track>,
     legs: Vec<LegMeta>,
     arming: Vec<Arming>,
+    /// Legs whose PLAY waited when the former program handed over.
+    resumed: Vec<LegId>,
     out_packets: u64,
     out_bytes: u64,
     switches: u64,
@@ -105,6 +108,7 @@ impl Stream {
             tracks: Vec::new(),
             legs: Vec::new(),
             arming: Vec::new(),
+            resumed: Vec::new(),
             out_packets: 0,
             out_bytes: 0,
             switches: 0,
@@ -265,6 +269,7 @@ impl Stream {
         wait: Duration,
         answer: oneshot::Sender<Vec<LegStart>>,
     ) {
+        let Some(answer) = self.arm_again(now, leg, wait, answer) else { return };
         self.arming.retain(|arming| arming.leg != leg);
         // RTSP-44: no frame before the response that names its sequence number. Where that cannot be had,
         // the answer is dropped and no gate opens.

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,10 +31,11 @@ use super::worker::{Command, Shared, WorkerHandle};
 
 mod guest;
 mod handle;
+pub(crate) mod inventory;
 mod slot;
 
-pub(crate) use guest::GuestQueue;
-use guest::{Guest, Guests};
+use guest::Guest;
+pub(crate) use guest::{GuestQueue, Guests, guest_queue};
 use handle::ConnCommand;
 pub use handle::ConnHandle;
 use slot::{Binding, Inbox};
@@ -77,8 +79,7 @@ pub(crate) fn assemble(
 }
 
 /// Drives a connection without channels on the calling thread, until it ends or moves to a worker.
-pub(crate) async fn run_on_control(parts: ConnParts) {
-    let slot = Rc::new(ConnSlot::new(parts.id));
+pub(crate) async fn run_on_control(parts: ConnParts, slot: Rc<ConnSlot>) {
     run(parts, slot, None).await;
 }
 
@@ -88,8 +89,12 @@ pub(crate) async fn run_on_worker(parts: ConnParts, slot: Rc<ConnSlot>, shared: 
 }
 
 async fn run(parts: ConnParts, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
-    let ConnParts { id, peer, stream, conn, early, inbox } = parts;
+    let ConnParts { id, peer, stream, conn, early, mut inbox } = parts;
     *slot.conn.borrow_mut() = Some(conn);
+    *slot.pending.borrow_mut() = inbox.pending.take();
+    *slot.end.borrow_mut() = inbox.end.take();
+    *slot.overflowed.borrow_mut() = Some(inbox.overflowed.clone());
+    slot.socket.set(Some((stream.as_raw_fd(), peer)));
     if !early.is_empty() {
         let mut frames: Vec<(u8, Bytes)> = early.into();
         route_frames(&slot, shared.as_deref(), &mut frames);
@@ -108,9 +113,12 @@ async fn run(parts: ConnParts, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
         shared.keep_counters(&slot);
     }
     let conn = slot.conn.borrow_mut().take();
+    slot.socket.set(None);
     match (outcome, conn) {
         (Outcome::Move(worker, ack), Some(conn)) => {
-            let Driver { peer, stream, inbox, .. } = driver;
+            let Driver { peer, stream, mut inbox, .. } = driver;
+            inbox.pending = slot.pending.take();
+            inbox.end = slot.end.take();
             let early = std::mem::take(&mut *slot.early.borrow_mut());
             let events = inbox.events.clone();
             let failed = match stream.into_std() {
@@ -211,7 +219,7 @@ impl Driver {
                 (conn.is_finished(), conn.wants_read(), conn.poll_timeout())
             };
             if finished {
-                return Outcome::End(self.inbox.end.take().unwrap_or(ConnEnd::Asked));
+                return Outcome::End(self.slot.end.take().unwrap_or(ConnEnd::Asked));
             }
             // A peer that keeps the socket readable must not keep a deadline from being noticed.
             if due.is_some_and(|due| due <= now)
@@ -226,7 +234,8 @@ impl Driver {
             {
                 deadline.as_mut().reset(due);
             }
-            let wants_read = wants_read && self.inbox.pending.is_none();
+            let waits_for_room = self.slot.pending.borrow().is_some();
+            let wants_read = wants_read && !waits_for_room;
             let interest = match (wants_read, blocked) {
                 (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
                 (true, false) => Some(Interest::READABLE),
@@ -237,8 +246,8 @@ impl Driver {
             let woken = tokio::select! {
                 biased;
                 command = self.inbox.commands.recv() => Woken::Command(command),
-                room = self.inbox.events.reserve(), if self.inbox.pending.is_some() => {
-                    Woken::Room(match (room, self.inbox.pending.take()) {
+                room = self.inbox.events.reserve(), if waits_for_room => {
+                    Woken::Room(match (room, self.slot.pending.take()) {
                         (Ok(permit), Some(event)) => { permit.send(event); Ok(()) }
                         (Ok(_), None) => Ok(()),
                         (Err(_), _) => Err(()),
@@ -300,7 +309,7 @@ impl Driver {
             Some(ConnCommand::Release(channels)) => conn.release_media(&channels, now),
             Some(ConnCommand::Session(exists)) => conn.set_session(exists, now),
             Some(ConnCommand::Close) | None => {
-                self.inbox.end.get_or_insert(ConnEnd::Asked);
+                self.slot.end.borrow_mut().get_or_insert(ConnEnd::Asked);
                 conn.close(now);
             }
             Some(ConnCommand::Guests(_)) => {}
@@ -325,64 +334,13 @@ impl Driver {
         let mut left = self.slot.guests.borrow().as_ref().map_or(0, Guests::depth);
         loop {
             if let Some(guest) = next.take() {
-                self.serve_guest(guest);
+                serve_guest(&self.slot, self.shared.as_deref(), guest);
             }
             if left == 0 {
                 return;
             }
             left -= 1;
             next = self.slot.guests.borrow_mut().as_mut().and_then(Guests::try_recv);
-        }
-    }
-
-    fn serve_guest(&mut self, guest: Guest) {
-        let now = Instant::now();
-        match guest {
-            Guest::Bind { channels, worker } => {
-                for (channel, owner) in channels {
-                    let mut early: Vec<_> = self
-                        .slot
-                        .bind(channel, owner, Some(worker))
-                        .into_iter()
-                        .map(|payload| (channel, payload))
-                        .collect();
-                    route_frames(&self.slot, self.shared.as_deref(), &mut early);
-                }
-            }
-            Guest::Unbind { owners, say_bye } => self.slot.unbind(owners, say_bye),
-            Guest::Clear(channels) => {
-                if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
-                    conn.clear_media(&channels);
-                }
-            }
-            Guest::Hold(channels) => {
-                if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
-                    conn.hold_media(&channels);
-                }
-            }
-            Guest::Rtp { channel, frames } => {
-                let mut pushed = Pushed::default();
-                let mut taken = 0;
-                if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
-                    for (head, tail) in frames {
-                        let head = head.as_ref().map_or(&[][..], |head| head);
-                        let len = head.len() + tail.len();
-                        taken += len;
-                        pushed.count(len, conn.push_rtp(channel, head, tail, now));
-                    }
-                }
-                if let Some(guests) = self.slot.guests.borrow().as_ref() {
-                    guests.give_room(taken);
-                }
-                if let Some(shared) = &self.shared {
-                    shared.count_guest_drops(&pushed);
-                }
-            }
-            Guest::Rtcp { channel, compound } => {
-                if let Some(conn) = self.slot.conn.borrow_mut().as_mut() {
-                    conn.push_rtcp(channel, compound, now);
-                }
-            }
         }
     }
 
@@ -412,7 +370,7 @@ impl Driver {
     /// Hands on what was received, as far as the session logic takes it.
     fn take_events(&mut self, now: Instant, frames: &mut Vec<(u8, Bytes)>) -> Option<ConnEnd> {
         let mut end = None;
-        while end.is_none() && self.inbox.pending.is_none() {
+        while end.is_none() && self.slot.pending.borrow().is_none() {
             let event = self.slot.conn.borrow_mut().as_mut().and_then(|conn| conn.poll_event(now));
             let id = self.slot.id;
             let message = match event {
@@ -428,7 +386,7 @@ impl Driver {
                 Some(ConnEvent::Response(response)) => UserEvent::Response { conn: id, response },
                 Some(ConnEvent::Rejected { error, closing, .. }) => {
                     if closing {
-                        self.inbox.end.get_or_insert(ConnEnd::Protocol(error.to_string()));
+                        self.slot.end.borrow_mut().get_or_insert(ConnEnd::Protocol(error.to_string()));
                     }
                     UserEvent::Rejected { peer: self.peer, reason: error.rule.as_str() }
                 }
@@ -437,7 +395,9 @@ impl Driver {
             end = self.route(frames);
             match self.inbox.events.try_send(message) {
                 Ok(()) => {}
-                Err(mpsc::error::TrySendError::Full(message)) => self.inbox.pending = Some(message),
+                Err(mpsc::error::TrySendError::Full(message)) => {
+                    *self.slot.pending.borrow_mut() = Some(message);
+                }
                 Err(mpsc::error::TrySendError::Closed(_)) => return Some(ConnEnd::Asked),
             }
         }
@@ -478,6 +438,66 @@ impl Driver {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Does what a stream of another worker asked for.
+fn serve_guest(slot: &ConnSlot, shared: Option<&Shared>, guest: Guest) {
+    let now = Instant::now();
+    match guest {
+        Guest::Bind { channels, worker } => {
+            for (channel, owner) in channels {
+                let mut early: Vec<_> = slot
+                    .bind(channel, owner, Some(worker))
+                    .into_iter()
+                    .map(|payload| (channel, payload))
+                    .collect();
+                route_frames(slot, shared, &mut early);
+            }
+        }
+        Guest::Unbind { owners, say_bye } => slot.unbind(owners, say_bye),
+        Guest::Clear(channels) => {
+            if let Some(conn) = slot.conn.borrow_mut().as_mut() {
+                conn.clear_media(&channels);
+            }
+        }
+        Guest::Hold(channels) => {
+            if let Some(conn) = slot.conn.borrow_mut().as_mut() {
+                conn.hold_media(&channels);
+            }
+        }
+        Guest::Rtp { channel, frames } => {
+            let mut pushed = Pushed::default();
+            let mut taken = 0;
+            if let Some(conn) = slot.conn.borrow_mut().as_mut() {
+                for (head, tail) in frames {
+                    let head = head.as_ref().map_or(&[][..], |head| head);
+                    let len = head.len() + tail.len();
+                    taken += len;
+                    pushed.count(len, conn.push_rtp(channel, head, tail, now));
+                }
+            }
+            if let Some(guests) = slot.guests.borrow().as_ref() {
+                guests.give_room(taken);
+            }
+            if let Some(shared) = shared {
+                shared.count_guest_drops(&pushed);
+            }
+        }
+        Guest::Rtcp { channel, compound } => {
+            if let Some(conn) = slot.conn.borrow_mut().as_mut() {
+                conn.push_rtcp(channel, compound, now);
+            }
+        }
+    }
+}
+
+/// Does what streams of other workers have asked for, while the driver stands still.
+pub(crate) fn settle_guests(slot: &ConnSlot, shared: &Shared) {
+    loop {
+        let guest = slot.guests.borrow_mut().as_mut().and_then(Guests::try_recv);
+        let Some(guest) = guest else { return };
+        serve_guest(slot, Some(shared), guest);
     }
 }
 

@@ -75,6 +75,13 @@ pub(crate) fn open(addr: SocketAddr, sizes: BufferSizes, errors: bool) -> io::Re
     Ok(Bound { socket: socket.into(), receive_buffer })
 }
 
+/// A socket that [`open`] made in another process.
+pub(crate) fn inherited(socket: UdpSocket) -> io::Result<Bound> {
+    socket.set_nonblocking(true)?;
+    let receive_buffer = getsockopt(&socket, sockopt::RcvBuf).map_err(io::Error::from)?;
+    Ok(Bound { socket, receive_buffer })
+}
+
 /// The local address that the kernel would send from to `peer`; `None` when there is no route.
 pub(crate) fn route_source(peer: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr =
@@ -170,6 +177,10 @@ impl Destination {
 
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        self.source
     }
 }
 

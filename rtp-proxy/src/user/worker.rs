@@ -23,10 +23,13 @@ use super::tcp::{ConnSlot, Pushed, run_on_worker};
 use super::{PlayerSockets, UserEvent};
 
 mod command;
+pub(crate) mod inventory;
 mod players;
 mod receive;
 mod snapshot;
 mod steps;
+
+pub(crate) use steps::leg_config;
 
 pub(crate) use command::{Command, Commands, PlayerPeer, Step, WorkerHandle};
 
@@ -43,6 +46,8 @@ pub(crate) struct Start {
     pub(crate) players: PlayerSockets,
     pub(crate) workers: Vec<WorkerHandle>,
     pub(crate) events: mpsc::Sender<UserEvent>,
+    /// What the worker has from a former program.
+    pub(crate) inherited: Option<inventory::Inherited>,
 }
 
 /// State of one worker; every borrow ends before the next await.
@@ -60,6 +65,8 @@ pub(crate) struct Shared {
     pairs: RefCell<HashMap<PairId, Rc<InputPair>>>,
     drops: RefCell<Drops>,
     overflows: RefCell<Vec<(&'static str, u64)>>,
+    /// `SO_RXQ_OVFL` of the players' sockets as last seen: RTP and RTCP, IPv4 and IPv6.
+    player_overflow: Cell<[u32; 4]>,
     /// Frames and batches that connections dropped which are gone.
     late_frames: Cell<u64>,
     guests_dropped: Cell<u64>,
@@ -97,8 +104,14 @@ pub(crate) fn run(start: Start, commands: Commands) {
     }));
 }
 
-async fn serve(start: Start, mut commands: Commands) {
+async fn serve(mut start: Start, mut commands: Commands) {
+    let inherited = start.inherited.take();
     let shared = Rc::new(Shared::new(start));
+    if let Some(inherited) = inherited
+        && !shared.inherit(inherited)
+    {
+        return;
+    }
     if shared.index == 0 {
         for pair in [&shared.players.v4, &shared.players.v6].into_iter().flatten() {
             shared.clone().serve_players(pair);
@@ -114,6 +127,13 @@ async fn serve(start: Start, mut commands: Commands) {
             biased;
             command = commands.recv() => match command {
                 None | Some(Command::Stop) => break,
+                Some(Command::Freeze(freeze)) => {
+                    // Connections that have just arrived take their place first.
+                    tokio::task::yield_now().await;
+                    if shared.stand_still(freeze, &mut commands) {
+                        break;
+                    }
+                }
                 Some(command) => shared.obey(command),
             },
             _ = tick.tick(), if !idle => {
@@ -157,6 +177,7 @@ impl Shared {
             pairs: RefCell::default(),
             drops: RefCell::default(),
             overflows: RefCell::default(),
+            player_overflow: Cell::default(),
             late_frames: Cell::default(),
             guests_dropped: Cell::default(),
             reordered: Notify::new(),
@@ -379,7 +400,7 @@ impl Shared {
             Command::Snapshot(answer) => {
                 let _ = answer.send(self.snapshot());
             }
-            Command::Stop => {}
+            Command::Freeze(_) | Command::Stop => {}
         }
     }
 

@@ -13,8 +13,8 @@ use crate::user::tcp::Frame;
 /// The sequence of one leg.
 #[derive(Debug)]
 pub(crate) struct InOrder {
-    run: Option<u32>,
-    waiting: Reorder<Frame>,
+    pub(super) run: Option<u32>,
+    pub(super) waiting: Reorder<Frame>,
 }
 
 impl InOrder {

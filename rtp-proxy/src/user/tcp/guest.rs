@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use msm_graph::ConnId;
 use tokio::sync::mpsc;
 
 use super::slot::{ChannelOwner, Frame, Pushed};
@@ -48,6 +49,7 @@ pub(crate) enum Guest {
 /// The sending end; one per connection, shared by the workers that need it.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestQueue {
+    conn: ConnId,
     items: mpsc::UnboundedSender<Guest>,
     depth: Arc<AtomicUsize>,
     bytes: Arc<AtomicUsize>,
@@ -64,16 +66,26 @@ pub(crate) struct Guests {
 }
 
 /// A queue towards one connection.
-pub(crate) fn guest_queue() -> (GuestQueue, Guests) {
+pub(crate) fn guest_queue(conn: ConnId) -> (GuestQueue, Guests) {
     let (sender, items) = mpsc::unbounded_channel();
     let [depth, bytes] = [Arc::<AtomicUsize>::default(), Arc::default()];
     let dropped = Arc::<AtomicU64>::default();
-    let queue =
-        GuestQueue { items: sender, depth: depth.clone(), bytes: bytes.clone(), dropped: dropped.clone() };
+    let queue = GuestQueue {
+        conn,
+        items: sender,
+        depth: depth.clone(),
+        bytes: bytes.clone(),
+        dropped: dropped.clone(),
+    };
     (queue, Guests { items, depth, bytes, dropped })
 }
 
 impl GuestQueue {
+    /// The connection.
+    pub(super) fn conn(&self) -> ConnId {
+        self.conn
+    }
+
     /// Queues everything but RTP. Returns whether there was room.
     pub(super) fn push(&self, item: Guest) -> bool {
         let room = match item {
@@ -160,7 +172,7 @@ mod tests {
 
     #[test]
     fn rtp_leaves_room_for_rtcp_and_both_for_what_binds_and_holds() {
-        let (queue, mut guests) = guest_queue();
+        let (queue, mut guests) = guest_queue(ConnId(1));
         let mut rtp = 0;
         while queue.push_rtp(0, packet(100)).full == 0 {
             rtp += 1;
@@ -177,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_gives_channels_back_is_never_refused() {
-        let (queue, mut guests) = guest_queue();
+        let (queue, mut guests) = guest_queue(ConnId(1));
         while queue.push(Guest::Hold([0, 1])) {}
         let owners = ChannelOwner::leg(StreamId::new(1, [0; 10]), LegId::new(1, [0; 10]), TrackId(0));
         assert!(queue.push(Guest::Unbind { owners, say_bye: false }));
@@ -191,7 +203,7 @@ mod tests {
 
     #[test]
     fn rtp_is_bounded_by_bytes_until_it_was_taken_out() {
-        let (queue, guests) = guest_queue();
+        let (queue, guests) = guest_queue(ConnId(1));
         assert_eq!(queue.push_rtp(0, packet(BYTES)).packets, 1);
         assert_eq!(queue.push_rtp(0, packet(1)).full, 1);
         guests.give_room(BYTES);

@@ -63,6 +63,11 @@ impl ConnHandle {
         self.command(ConnCommand::Close);
     }
 
+    /// Whether it has taken everything it was told, or has ended.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_closed() || self.commands.capacity() == self.commands.max_capacity()
+    }
+
     /// Whether it has ended.
     pub fn is_closed(&self) -> bool {
         self.commands.is_closed()
@@ -76,7 +81,7 @@ impl ConnHandle {
 
     /// Opens the way for streams of other workers.
     pub(crate) fn admit_guests(&self) -> GuestQueue {
-        let (queue, guests) = guest_queue();
+        let (queue, guests) = guest_queue(self.id);
         self.command(ConnCommand::Guests(guests));
         queue
     }

@@ -1,8 +1,9 @@
 //! A connection as the streams see it: whose its channels are, and the way into its queues.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -35,7 +36,7 @@ pub(super) struct Inbox {
     pub(super) commands: mpsc::Receiver<ConnCommand>,
     pub(super) overflowed: Arc<AtomicBool>,
     pub(super) events: mpsc::Sender<UserEvent>,
-    /// A message that the session logic had no room for: nothing is read until it is gone.
+    /// What the slot holds of these while the connection is in one.
     pub(super) pending: Option<UserEvent>,
     pub(super) end: Option<ConnEnd>,
 }
@@ -64,7 +65,7 @@ impl ChannelOwner {
 /// A channel that is spoken for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Binding {
-    channel: u8,
+    pub(super) channel: u8,
     pub(super) owner: ChannelOwner,
     /// The worker of the owner, if it is not the connection's.
     pub(super) guest: Option<usize>,
@@ -76,10 +77,17 @@ pub(crate) struct ConnSlot {
     pub(crate) id: ConnId,
     pub(super) conn: RefCell<Option<Conn>>,
     pub(super) wake: Notify,
-    bindings: RefCell<Vec<Binding>>,
+    pub(super) bindings: RefCell<Vec<Binding>>,
     pub(super) early: RefCell<VecDeque<(u8, Bytes)>>,
     /// What streams of other workers send.
     pub(super) guests: RefCell<Option<Guests>>,
+    /// A message that the session logic had no room for: nothing is read until it is gone.
+    pub(super) pending: RefCell<Option<UserEvent>>,
+    /// Why the connection is being closed.
+    pub(super) end: RefCell<Option<ConnEnd>>,
+    /// The socket of the connection, while it is here, and its peer.
+    pub(super) socket: Cell<Option<(RawFd, SocketAddr)>>,
+    pub(super) overflowed: RefCell<Option<Arc<AtomicBool>>>,
 }
 
 impl ConnSlot {
@@ -91,6 +99,17 @@ impl ConnSlot {
             bindings: RefCell::default(),
             early: RefCell::default(),
             guests: RefCell::default(),
+            pending: RefCell::default(),
+            end: RefCell::default(),
+            socket: Cell::default(),
+            overflowed: RefCell::default(),
+        }
+    }
+
+    /// Streams of other workers may send.
+    pub(crate) fn admit(&self, guests: Option<Guests>) {
+        if guests.is_some() {
+            *self.guests.borrow_mut() = guests;
         }
     }
 
@@ -217,6 +236,14 @@ impl Pushed {
 }
 
 impl ConnWay {
+    /// The connection.
+    pub(crate) fn id(&self) -> ConnId {
+        match self {
+            Self::Here(slot) => slot.id,
+            Self::Away(queue) => queue.conn(),
+        }
+    }
+
     /// Queues RTP frames, each a head of at most 12 bytes and a shared tail.
     pub(crate) fn push_rtp<'a>(
         &self,

@@ -33,7 +33,7 @@ fn a_deadline_that_is_due_is_seen_while_the_socket_stays_readable() {
     run(async {
         let limits = ConnLimits { idle: Duration::ZERO, ..ConnLimits::default() };
         let (_client, _handle, parts, mut events) = flooded("", limits).await;
-        run_on_control(parts).await;
+        run_on_control(parts, Rc::new(ConnSlot::new(ConnId(1)))).await;
         let Some(UserEvent::Closed { end, .. }) = events.recv().await else { panic!() };
         assert_eq!(end, ConnEnd::Limit("idle"), "not the end of what there was to read");
     });
@@ -45,7 +45,7 @@ fn other_workers_are_served_while_the_socket_stays_readable() {
         let requests = [1, 2].map(|n| format!("OPTIONS * RTSP/1.0\r\nCSeq: {n}\r\n\r\n")).concat();
         let (mut client, handle, parts, mut events) = flooded(&requests, ConnLimits::default()).await;
         let way = ConnWay::Away(handle.admit_guests());
-        let driver = tokio::task::spawn_local(run_on_control(parts));
+        let driver = tokio::task::spawn_local(run_on_control(parts, Rc::new(ConnSlot::new(ConnId(1)))));
         // The second request waits for room, and the driver reads nothing until there is some: from here on
         // it finds the socket readable at every look.
         while events.is_empty() {
@@ -69,7 +69,7 @@ fn commands_are_taken_while_the_socket_stays_readable() {
     run(async {
         let (_client, handle, parts, mut events) = flooded("", ConnLimits::default()).await;
         handle.close();
-        run_on_control(parts).await;
+        run_on_control(parts, Rc::new(ConnSlot::new(ConnId(1)))).await;
         let Some(UserEvent::Closed { end, .. }) = events.recv().await else { panic!() };
         assert_eq!(end, ConnEnd::Asked);
     });

@@ -10,6 +10,7 @@ use msm_control_plane::event::OpError;
 use msm_graph::{InputRow, LegId, LegSpec, LegStart, LegTrack, LegTrackState, Row, StreamId, TrackId};
 use tokio::sync::{mpsc, oneshot};
 
+use super::inventory::Freeze;
 use crate::stats::Snapshot;
 use crate::user::input_pair::PairId;
 use crate::user::tcp::{ConnParts, GuestQueue};
@@ -135,6 +136,8 @@ pub(crate) enum Command {
         leg: LegId,
     },
     Snapshot(oneshot::Sender<Snapshot>),
+    /// Stand still: the proxy is being handed over.
+    Freeze(Freeze),
     Stop,
 }
 
@@ -167,6 +170,13 @@ pub(crate) struct Commands {
 }
 
 impl Commands {
+    /// The next command, if there is one already.
+    pub(super) fn try_recv(&mut self) -> Option<Command> {
+        let command = self.queue.try_recv().ok()?;
+        self.depth.fetch_sub(1, Ordering::Relaxed);
+        Some(command)
+    }
+
     /// The next command; `None` when nobody is left to give any. Cancel safe.
     pub(crate) async fn recv(&mut self) -> Option<Command> {
         let command = self.queue.recv().await?;
@@ -211,6 +221,11 @@ impl WorkerHandle {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
         room && self.deliver(command).is_ok()
+    }
+
+    /// Commands that found no room in the former program.
+    pub(super) fn set_refused(&self, refused: u64) {
+        self.refused.store(refused as usize, Ordering::Relaxed);
     }
 
     /// Commands that wait, and those that found no room.

@@ -206,15 +206,9 @@ impl Shared {
                 (Way::Channels { conn, rtp, rtcp, order: InOrder::new() }, true)
             }
         };
-        let config = LegConfig {
-            feedback: track.feedback,
-            dedup: interleaved,
-            circuit_breaker: !interleaved,
-            resume: ResumePolicy::AtKeyFrame(RESUME_WAIT),
-        };
         Ok(LegOut {
             leg,
-            media: LegTrack::new(config),
+            media: LegTrack::new(leg_config(track.feedback, interleaved)),
             way,
             state: GateState::Disabled,
             report_due: false,
@@ -257,6 +251,16 @@ impl Shared {
             self.close_leg_track(stream, leg, track, bye);
         }
         cell.borrow_mut().close_leg(leg);
+    }
+}
+
+/// How a leg behaves.
+pub(crate) fn leg_config(feedback: bool, interleaved: bool) -> LegConfig {
+    LegConfig {
+        feedback,
+        dedup: interleaved,
+        circuit_breaker: !interleaved,
+        resume: ResumePolicy::AtKeyFrame(RESUME_WAIT),
     }
 }
 

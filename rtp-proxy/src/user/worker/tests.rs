@@ -34,7 +34,7 @@ fn worker(index: usize) -> (Rc<Shared>, [Commands; 2]) {
     };
     let players = PlayerSockets { v4: Some(pair), v6: None };
     let (events, _) = mpsc::channel(1);
-    let start = Start { index, core: None, players, workers: vec![first, second], events };
+    let start = Start { index, core: None, players, workers: vec![first, second], events, inherited: None };
     (Rc::new(Shared::new(start)), [first_queue, second_queue])
 }
 
