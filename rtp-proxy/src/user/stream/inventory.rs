@@ -67,6 +67,8 @@ struct EntryInventory {
     opened: Moment,
     #[serde(default)]
     delivered: bool,
+    #[serde(default)]
+    silent_reported: Option<Moment>,
     way: WayInventory,
 }
 
@@ -134,6 +136,7 @@ impl Stream {
                 row: input.row.clone(),
                 opened: at.moment(input.opened),
                 delivered: input.delivered,
+                silent_reported: moment(input.silent_reported),
                 way: match &input.entry {
                     Entry::Udp { pair, lock, peer, peer_rtcp } => WayInventory::Udp {
                         pair: pair.id.0,
@@ -258,8 +261,13 @@ fn restore_track(
                     Entry::Channels { conn: (from.way_to)(conn), rtcp, peer }
                 }
             };
-            let opened = from.at.instant(input.opened);
-            Some(Input { row: input.row, entry, opened, delivered: input.delivered })
+            Some(Input {
+                row: input.row,
+                entry,
+                opened: from.at.instant(input.opened),
+                delivered: input.delivered,
+                silent_reported: input.silent_reported.map(|told| from.at.instant(told)),
+            })
         }
     };
     let mut legs = Vec::with_capacity(inventory.legs.len());
