@@ -28,7 +28,9 @@ pub(crate) fn send(skb: Skb, packet: &mut Packet) -> i32 {
         return TC_ACT_OK;
     }
     packet.ip_len = packet.segments.largest() + (packet.family.payload_offset() - ETH_LEN) as u32;
-    packet.applied = RtpEdit::TRANSPARENT;
+    if packet.is_super() {
+        packet.applied = RtpEdit::TRANSPARENT;
+    }
     let mark = skb.mark();
     if mark != 0 {
         skb.set_mark(0);

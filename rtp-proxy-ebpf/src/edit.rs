@@ -1,9 +1,9 @@
 //! Editing the RTP headers of a super-packet, all of them: one that is left out corrupts the stream silently.
 
 use msm_fastpath::rewrite::further;
-use msm_fastpath::{RtpEdit, RtpFixed, rewrite};
+use msm_fastpath::{RtpEdit, rewrite};
 
-use crate::packet::{Buffer, Packet, Turn};
+use crate::packet::{Packet, Turn};
 use crate::skb::Skb;
 
 /// Brings the headers into the form that `target` asks for, whatever edit they have been through. False if that
@@ -23,15 +23,10 @@ pub(crate) fn edit_to(skb: Skb, packet: &mut Packet, target: &RtpEdit) -> bool {
 extern "C" fn edit_segment(index: u32, turn: *mut Turn) -> i64 {
     // SAFETY: the body of the loop above.
     let (skb, packet) = unsafe { Turn::take(turn) };
-    let mut buffer = Buffer([0; 3]);
     let Some((offset, _)) = packet.segments.get(index) else { return 1 };
     let at = packet.family.payload_offset() as u32 + offset;
-    if !skb.load(at, buffer.bytes()) {
-        packet.failed = true;
-        return 1;
-    }
-    buffer.0 = rewrite(&RtpFixed::from_words(buffer.0), &packet.edit).to_words();
-    if !skb.store(at, buffer.bytes(), false) {
+    let edited = skb.load_rtp(at).is_some_and(|rtp| skb.store_rtp(at, &rewrite(&rtp, &packet.edit)));
+    if !edited {
         packet.failed = true;
         return 1;
     }

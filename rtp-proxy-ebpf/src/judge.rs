@@ -12,7 +12,7 @@ use crate::copies::send;
 use crate::counters::{count, count_drop};
 use crate::event::{now, tell};
 use crate::maps::FLOW_STATS;
-use crate::packet::{Buffer, Packet, Turn};
+use crate::packet::{Packet, Turn};
 use crate::skb::{NEXT, Skb};
 use crate::tables::{Found, find_flow, is_closed};
 
@@ -48,7 +48,8 @@ pub(crate) fn forward(skb: Skb, packet: &mut Packet) -> i32 {
     packet.progress = Progress::of(stats);
     packet.arrival = Arrival::new(now(), packet.entry.clock_rate);
     packet.is_rtp = is_rtp(&packet.entry, &packet.rtp());
-    packet.newest = !packet.is_rtp || packet.progress.is_newest(packet.rtp().seq());
+    // What has no number moves no gate.
+    packet.newest = packet.is_rtp && packet.progress.is_newest(packet.rtp().seq());
     if packet.is_rtp && !continues(skb, packet) {
         return hand_up_limited(stats, packet, Some(DropReason::RateLimit));
     }
@@ -91,23 +92,21 @@ fn continues(skb: Skb, packet: &mut Packet) -> bool {
 extern "C" fn take_segment(index: u32, turn: *mut Turn) -> i64 {
     // SAFETY: the body of the loop above.
     let (skb, packet) = unsafe { Turn::take(turn) };
-    let mut buffer = Buffer([0; 3]);
-    let found = match packet.segments.get(index) {
+    let rtp = match packet.segments.get(index) {
         Some((offset, len)) if len >= RTP_FIXED_LEN as u32 => {
-            skb.load(packet.family.payload_offset() as u32 + offset, buffer.bytes())
+            skb.load_rtp(packet.family.payload_offset() as u32 + offset)
         }
-        _ => false,
+        _ => None,
     };
-    let rtp = RtpFixed::from_words(buffer.0);
-    if !found
-        || !is_of_track(&rtp, &packet.rtp(), &packet.entry)
-        || !packet.progress.continues(rtp.seq(), rtp.timestamp(), &packet.arrival)
+    if let Some(rtp) = rtp
+        && is_of_track(&rtp, &packet.rtp(), &packet.entry)
+        && packet.progress.continues(rtp.seq(), rtp.timestamp(), &packet.arrival)
     {
-        packet.failed = true;
-        return 1;
+        packet.progress.take(rtp.seq(), rtp.timestamp(), &packet.arrival);
+        return 0;
     }
-    packet.progress.take(rtp.seq(), rtp.timestamp(), &packet.arrival);
-    0
+    packet.failed = true;
+    1
 }
 
 /// To the worker's socket.

@@ -178,16 +178,6 @@ pub(crate) fn classify(skb: Skb) -> Result<Family, u32> {
     }
 }
 
-/// An RTP header on the stack, aligned.
-pub(crate) struct Buffer(pub(crate) [u32; 3]);
-
-impl Buffer {
-    #[inline(always)]
-    pub(crate) fn bytes(&mut self) -> &mut [u8; RTP_FIXED_LEN] {
-        zerocopy::transmute_mut!(&mut self.0)
-    }
-}
-
 /// What the body of a loop is given.
 pub(crate) struct Turn {
     skb: Skb,

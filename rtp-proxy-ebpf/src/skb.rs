@@ -3,6 +3,7 @@
 //! Bytes are never written through packet pointers: a program that does so is given a prologue which
 //! copies the head of every shared packet, and a pod's TCP packets are all shared.
 
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, from_mut};
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM};
@@ -10,6 +11,8 @@ use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_skb_change_type,
     bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
+
+use msm_fastpath::RtpFixed;
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` on tc: the next program decides.
 pub(crate) const NEXT: i32 = -1;
@@ -86,6 +89,24 @@ impl Skb {
     pub(crate) fn load<const N: usize>(self, offset: u32, to: &mut [u8; N]) -> bool {
         // SAFETY: the helper writes at most N bytes to `to`.
         unsafe { bpf_skb_load_bytes(self.0.cast(), offset, from_mut(to).cast(), N as u32) == 0 }
+    }
+
+    /// The RTP header at an offset.
+    #[inline(always)]
+    pub(crate) fn load_rtp(self, offset: u32) -> Option<RtpFixed> {
+        let mut words = MaybeUninit::<[u32; 3]>::uninit();
+        // SAFETY: the helper writes the twelve bytes, or fails and is not believed to have.
+        let loaded = unsafe { bpf_skb_load_bytes(self.0.cast(), offset, words.as_mut_ptr().cast(), 12) == 0 };
+        // SAFETY: as above.
+        loaded.then(|| RtpFixed::from_words(unsafe { words.assume_init() }))
+    }
+
+    /// Overwrites the RTP header at an offset, under a checksum that is not complete.
+    #[inline(always)]
+    pub(crate) fn store_rtp(self, offset: u32, rtp: &RtpFixed) -> bool {
+        let words = rtp.to_words();
+        // SAFETY: the helper reads the twelve bytes.
+        unsafe { bpf_skb_store_bytes(self.0, offset, words.as_ptr().cast(), 12, 0) == 0 }
     }
 
     /// Overwrites bytes of the frame. `summed`: they are not behind a checksum that changes with them, so a

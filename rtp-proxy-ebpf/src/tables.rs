@@ -1,8 +1,10 @@
 //! Finding the flow of a datagram, and what holds for datagrams without one.
 
 use core::arch::asm;
+use core::ptr::from_mut;
 
 use msm_fastpath::{FlowEntry, FlowKey, PortKey};
+use zerocopy::transmute;
 
 use crate::maps::{FLOWS, PORTS};
 
@@ -18,11 +20,14 @@ pub(crate) enum Found {
 #[inline(always)]
 pub(crate) fn find_flow(key: &FlowKey, entry: &mut FlowEntry) -> Found {
     let Some(found) = FLOWS.get_ptr(key) else { return Found::Nothing };
-    // SAFETY: the memory stays a FlowEntry while the program runs, and every bit pattern of one is valid.
-    // It may be overwritten meanwhile, from its first field on, by the entry of another flow.
-    *entry = unsafe { *found };
-    // SAFETY: no instruction. What was read above is read before what is read below.
-    unsafe { asm!("", options(nostack, preserves_flags)) };
+    // Word by word: the compiler would call a loop over bytes.
+    let (from, to) = (found.cast::<u64>(), from_mut(entry).cast::<u64>());
+    for word in 0..size_of::<FlowEntry>() / size_of::<u64>() {
+        // SAFETY: the memory stays a FlowEntry while the program runs, and every bit pattern of one is valid. It
+        // may be overwritten meanwhile, from its first field on, by the entry of another flow. Volatile reads
+        // are made in this order.
+        unsafe { to.add(word).write(from.add(word).read_volatile()) };
+    }
     // SAFETY: as above.
     let tag = unsafe { (&raw const (*found).tag).read_volatile() };
     if tag == key.tag() { Found::Flow } else { Found::Changing }
@@ -36,7 +41,17 @@ pub(crate) fn is_closed(key: &FlowKey) -> bool {
     if let Some(value) = unsafe { PORTS.get(&port) } {
         return *value == PortKey::STRICT;
     }
-    port.addr = [0; 16];
+    let zero = any_address();
+    port.addr = transmute!([zero; 2]);
     // SAFETY: as above.
     unsafe { PORTS.get(&port) }.is_some_and(|value| *value == PortKey::STRICT)
+}
+
+/// 0, unknown to the compiler, which would fill an address with it by a loop over its bytes.
+#[inline(always)]
+fn any_address() -> u64 {
+    let zero: u64;
+    // SAFETY: loads a constant.
+    unsafe { asm!("{} = 0", out(reg) zero, options(nostack, preserves_flags, nomem, pure)) };
+    zero
 }

@@ -5,9 +5,11 @@
 //! (`cargo xtask setup` installs what compiles them).
 
 mod abi;
+mod differential;
 mod frame;
 #[expect(dead_code, reason = "legs and gates are tested next")]
 mod programs;
+mod run;
 mod table;
 mod traffic;
 

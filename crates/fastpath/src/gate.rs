@@ -131,7 +131,8 @@ impl GateEntry {
     /// unknown state holds.
     ///
     /// `newest`: whether the number is higher than all before it on the flow. Only such a packet moves a
-    /// gate, so that `at` names one packet and not its duplicate; one from behind passes as the state says.
+    /// gate, so that `at` names one packet and not its duplicate; one from behind passes as the state says. So does
+    /// what has no number: a flow that is no RTP has gates that user space opens and shuts.
     #[inline]
     #[must_use]
     pub fn step(self, seq: u16, newest: bool) -> (Self, Step) {

@@ -14,6 +14,7 @@ const FIRST_CYCLE: u64 = 0x1_0000;
 const NANOS: u64 = 1_000_000_000;
 
 /// The part of [`FlowStats`] that every packet moves.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Highest extended sequence number.
@@ -24,14 +25,15 @@ pub struct Progress {
     pub timestamp_at: u64,
     /// Highest RTP timestamp.
     pub last_timestamp: u32,
+    /// Packets of this super-packet that came behind a later one. The numbers that begin with zero do not follow
+    /// each other: the compiler would call a loop over their bytes.
+    pub reordered: u32,
     /// See [`FlowStats::transit`].
     pub transit: u32,
-    /// See [`FlowStats::jitter`].
-    pub jitter: u32,
-    /// Packets of this super-packet that came behind a later one.
-    pub reordered: u32,
     /// Packets of this super-packet that came twice.
     pub duplicate: u32,
+    /// See [`FlowStats::jitter`].
+    pub jitter: u32,
     /// Most numbers skipped before one of its packets.
     pub skipped: u16,
     /// Sequence number of that packet.
@@ -60,10 +62,17 @@ impl Arrival {
 }
 
 /// Nanoseconds as units of the clock rate, modulo 2^32.
+///
+/// Meant for differences of some seconds: the rate is taken to 32 binary digits behind the point of units per
+/// nanosecond, 1.3 parts in ten million at 90 kHz. Divisions would be exact and cost a kernel program as much as
+/// finding the flow.
 #[inline]
 pub const fn units(nanos: u64, clock_rate: u32) -> u32 {
-    let rate = clock_rate as u64;
-    ((nanos / NANOS) * rate + (nanos % NANOS) * rate / NANOS) as u32
+    // 2^60 / 10^9, so that the product with a rate, shifted, is units per nanosecond times 2^32.
+    const SCALE: u64 = 1_152_921_505;
+    let per_nano = (clock_rate as u64 * SCALE) >> 28;
+    // What overflows are multiples of 2^32 units.
+    (nanos.wrapping_mul(per_nano) >> 32) as u32
 }
 
 impl Progress {
@@ -78,10 +87,10 @@ impl Progress {
             window: stats.window,
             timestamp_at: stats.timestamp_at,
             last_timestamp: stats.last_timestamp,
-            transit: stats.transit,
-            jitter: stats.jitter,
             reordered: 0,
+            transit: stats.transit,
             duplicate: 0,
+            jitter: stats.jitter,
             skipped: 0,
             skipped_to: 0,
             seen: stats.seen,
