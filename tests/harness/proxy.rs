@@ -47,6 +47,9 @@ pub struct Proxy {
     admin: SocketAddr,
     node: Option<Node>,
     host: String,
+    binary: PathBuf,
+    /// What it was started with.
+    pub arguments: Vec<String>,
 }
 
 /// The proxy binary: the one named by `MSM_TEST_PROXY`, or that of this build.
@@ -65,38 +68,64 @@ impl Proxy {
         let rtsp_port = options.port.unwrap_or(rtsp_port);
         let host = options.address.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
         let binary = options.program.clone().map_or_else(program, Ok)?;
-        let mut launch = Launch::inside(name, stage.node, &binary.to_string_lossy()).arg("standalone");
+        let mut arguments = vec!["standalone".to_owned()];
+        let mut give = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
         if !inside || options.address.is_some() {
-            launch = launch.args(["--rtsp", &format!("{}:{rtsp_port}", bracketed(&host))]);
+            give("--rtsp", format!("{}:{rtsp_port}", bracketed(&host)));
         }
         if !inside {
             let (first, last) = free_udp_range()?;
-            launch = launch
-                .args(["--admin", &format!("127.0.0.1:{admin_port}")])
-                .args(["--rtp-ports", &format!("{first}-{last}")]);
+            give("--admin", format!("127.0.0.1:{admin_port}"));
+            give("--rtp-ports", format!("{first}-{last}"));
         }
         for (name, url) in &options.pulls {
-            launch = launch.args(["--pull", &format!("{name}={url}")]);
+            give("--pull", format!("{name}={url}"));
         }
         for (name, transport) in &options.pull_transports {
-            launch = launch.args(["--pull-transport", &format!("{name}={}", transport.name())]);
+            give("--pull-transport", format!("{name}={}", transport.name()));
         }
         for (name, file) in &options.credentials {
-            launch = launch.args(["--credentials", &format!("{name}={}", file.display())]);
+            give("--credentials", format!("{name}={}", file.display()));
         }
         for (name, file) in &options.users {
-            launch = launch.args(["--user", &format!("{name}:{}", file.display())]);
+            give("--user", format!("{name}:{}", file.display()));
         }
-        let process = launch.args(&options.flags).start(stage.scratch)?;
+        arguments.extend(options.flags.iter().cloned());
+        let launch = Launch::inside(name, stage.node, &binary.to_string_lossy()).args(&arguments);
+        let process = launch.start(stage.scratch)?;
         let admin = SocketAddr::from(([127, 0, 0, 1], admin_port));
-        let mut proxy = Self { process, rtsp_port, admin, node: stage.node.cloned(), host };
-        let ready = wait_for("the proxy's /readyz", Duration::from_secs(10), || {
-            (proxy.get("/readyz").is_ok() || !proxy.process.is_running()).then_some(())
-        });
-        if ready.is_err() || !proxy.process.is_running() {
-            bail!("the proxy is not ready:\n{}", proxy.process.tail());
-        }
+        let node = stage.node.cloned();
+        let mut proxy = Self { process, rtsp_port, admin, node, host, binary, arguments };
+        proxy.wait_until_ready()?;
         Ok(proxy)
+    }
+
+    /// Starts another one with the same arguments and `--take-over`, and waits until it has taken over: then
+    /// this is that one. Returns the one before, which ends by itself.
+    pub fn upgrade(&mut self, stage: Stage<'_>, name: &str) -> Result<Process> {
+        let launch = self.next(stage, name);
+        let mut former = std::mem::replace(&mut self.process, launch.start(stage.scratch)?);
+        let status = former.wait(Duration::from_secs(20));
+        let status = status.with_context(|| self.process.tail())?;
+        ensure!(status.success(), "the former proxy: {}:\n{}", describe(status), former.tail());
+        self.wait_until_ready()?;
+        Ok(former)
+    }
+
+    /// What would take over from this one.
+    pub fn next(&self, stage: Stage<'_>, name: &str) -> Launch {
+        let launch = Launch::inside(name, stage.node, &self.binary.to_string_lossy());
+        launch.args(&self.arguments).arg("--take-over")
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let ready = wait_for("the proxy's /readyz", Duration::from_secs(10), || {
+            (self.get("/readyz").is_ok() || !self.process.is_running()).then_some(())
+        });
+        if ready.is_err() || !self.process.is_running() {
+            bail!("the proxy is not ready:\n{}", self.process.tail());
+        }
+        Ok(())
     }
 
     /// URL of a stream for programs in the same namespace.

@@ -16,3 +16,4 @@ mod load;
 mod reports;
 mod restart;
 mod splice;
+mod upgrade;
