@@ -50,7 +50,7 @@ pub(crate) fn pulling(
     Proxy::start(Stage::here(scratch.path()), "proxy", &options)
 }
 
-/// What the cameras send: groups of 0.48 s and sound.
+/// What the cameras send: groups of 0.4 s and sound.
 pub(crate) fn film() -> Result<Fixture> {
     Fixture::make(Profile::H264Aac)
 }

@@ -14,6 +14,8 @@ use crate::process::output;
 
 /// Seconds of every fixture; sources loop it.
 pub const LENGTH: u32 = 30;
+/// Frames from one key frame to the next: 0.4 s.
+pub const GROUP: u32 = 10;
 /// Frames per second of the video.
 pub const FRAME_RATE: u32 = 25;
 
@@ -113,8 +115,8 @@ impl Profile {
     }
 
     fn encoder(self) -> Vec<&'static str> {
-        const H264: &str = "sliced-threads=0:bframes=0:keyint=12:scenecut=0";
-        const H265: &str = "log-level=error:bframes=0:keyint=12:open-gop=0";
+        const H264: &str = "sliced-threads=0:bframes=0:keyint=10:scenecut=0";
+        const H265: &str = "log-level=error:bframes=0:keyint=10:open-gop=0";
         let video: &[&str] = match self {
             Self::H264Aac | Self::H264Latm | Self::H264Pcmu => &[
                 "-c:v",
@@ -238,7 +240,7 @@ fn folder() -> Result<PathBuf> {
         .filter(|c| c.is_ascii_alphanumeric() || ".-+".contains(*c))
         .collect();
     let user = nix::unistd::geteuid();
-    let folder = std::env::temp_dir().join(format!("msm-fixtures-{user}-{version}-3"));
+    let folder = std::env::temp_dir().join(format!("msm-fixtures-{user}-{version}-4"));
     if !folder.exists() {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755))?;

@@ -55,6 +55,21 @@ impl TimedViewer {
         text.lines().filter(|line| line.starts_with("video")).count()
     }
 
+    /// Seconds of the stream between the first packet of the picture that it got and the first whole picture
+    /// that it showed, and the place of that in the source; `None` until then. A decoder may show broken
+    /// ones before.
+    pub fn first_picture(&self, fixture: &Fixture) -> Option<(f64, usize)> {
+        let text = std::fs::read_to_string(&self.file).ok()?;
+        let whole = text.rsplit_once('\n')?.0;
+        let seconds = |line: &str| Some(line.split(' ').nth(1)?.parse::<f64>().ok()? / 1e9);
+        let joined = whole.lines().find(|line| line.starts_with("joined")).and_then(seconds)?;
+        let place = |line: &str| {
+            let sum = line.strip_prefix("video ")?.split(' ').nth(1)?;
+            Some((seconds(line)? - joined, fixture.frames.iter().position(|known| known == sum)?))
+        };
+        whole.lines().find_map(place)
+    }
+
     /// What it has played of the fixture, in the order of its output; what is nothing of the fixture (a
     /// decoder's start-up) is left out.
     pub fn played(&self, fixture: &Fixture) -> Result<Vec<Played>> {

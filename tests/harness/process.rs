@@ -159,6 +159,24 @@ impl Process {
         &self.name
     }
 
+    /// Datagrams that the kernel dropped because a socket of the program was full: it did not read in time.
+    pub fn socket_overflows(&self) -> u64 {
+        let own: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+            .collect();
+        let table = |name| std::fs::read_to_string(format!("/proc/{}/net/{name}", self.pid()));
+        let tables = ["udp", "udp6"].map(|name| table(name).unwrap_or_default());
+        let lines = tables.iter().flat_map(|table| table.lines().skip(1));
+        lines
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|words| words.get(9).is_some_and(|inode| own.iter().any(|own| own == inode)))
+            .filter_map(|words| words.last()?.parse::<u64>().ok())
+            .sum()
+    }
+
     /// The process id (of `ip` or `runuser`, where one stands in front).
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -10,7 +10,6 @@ mod report;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -28,6 +27,9 @@ use nix::sys::signal::Signal;
 const CREDENTIALS: &str = "camera:secret-0";
 /// Scenes at a time; each has a source and up to eight players.
 const PARALLEL: usize = 4;
+/// Part of a reason: the player did not read in time, so that its own sockets overflowed or the proxy had to
+/// shed whole frames for it (RTSP-44). Such a cell is played once more, alone.
+const NOT_READ: &str = "the player did not read in time";
 /// Frames a viewer must decode before it is ended.
 const FRAMES: usize = 70;
 
@@ -120,45 +122,68 @@ fn run(cells: &[Cell], direct: bool) -> Result<BTreeMap<Cell, Outcome>> {
     let needs_login = scenes.keys().any(|scene| scene.source.needs_login());
     let guarded = if needs_login { Some(guarded(&scratch)?) } else { None };
 
-    let stage = Stage::here(scratch.path());
-    let queue = Mutex::new(scenes.into_iter().collect::<VecDeque<_>>());
-    let outcomes = Mutex::new(BTreeMap::new());
-    let broken = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..PARALLEL {
-            scope.spawn(|| {
-                loop {
-                    let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
-                    let Some((scene, cells)) = next else { break };
-                    let fixture = &fixtures[&scene.profile];
-                    let port = ports.get(&scene).copied().unwrap_or_default();
-                    let proxy = if scene.source.needs_login() { &guarded } else { &proxy };
-                    let results = match play(stage, scene, &cells, fixture, port, proxy.as_ref()) {
-                        Ok(results) => results,
-                        Err(error) => cells.iter().map(|cell| (*cell, Err(format!("{error:#}")))).collect(),
-                    };
-                    for (cell, outcome) in results {
-                        match &outcome {
-                            Ok(proof) => println!("ok      {cell}: {proof}"),
-                            Err(reason) => {
-                                broken.store(true, Ordering::Relaxed);
-                                println!("FAILED  {cell}: {reason}");
-                            }
-                        }
-                        if let Ok(mut outcomes) = outcomes.lock() {
-                            outcomes.insert(cell, outcome);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    if broken.load(Ordering::Relaxed)
+    let world = World { stage: Stage::here(scratch.path()), fixtures, ports, proxy, guarded };
+    let mut outcomes = world.play_all(scenes, PARALLEL);
+    let unread = |outcome: &Outcome| outcome.as_ref().is_err_and(|reason| reason.contains(NOT_READ));
+    let mut again: BTreeMap<Scene, Vec<Cell>> = BTreeMap::new();
+    for (cell, _) in outcomes.iter().filter(|(_, outcome)| unread(outcome)) {
+        println!("again   {cell}");
+        again.entry(cell.scene).or_default().push(*cell);
+    }
+    outcomes.extend(world.play_all(again, 1));
+    drop(world);
+    if outcomes.values().any(Result::is_err)
         && let Some(folder) = scratch.keep()
     {
         println!("logs: {}", folder.display());
     }
-    Ok(outcomes.into_inner().unwrap_or_default())
+    Ok(outcomes)
+}
+
+/// What all scenes are played with.
+struct World<'a> {
+    stage: Stage<'a>,
+    fixtures: BTreeMap<Profile, Fixture>,
+    ports: BTreeMap<Scene, u16>,
+    proxy: Option<Proxy>,
+    guarded: Option<Proxy>,
+}
+
+impl World<'_> {
+    /// Plays scenes, so many at a time.
+    fn play_all(&self, scenes: BTreeMap<Scene, Vec<Cell>>, parallel: usize) -> BTreeMap<Cell, Outcome> {
+        let queue = Mutex::new(scenes.into_iter().collect::<VecDeque<_>>());
+        let outcomes = Mutex::new(BTreeMap::new());
+        std::thread::scope(|scope| {
+            for _ in 0..parallel {
+                scope.spawn(|| {
+                    loop {
+                        let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
+                        let Some((scene, cells)) = next else { break };
+                        for (cell, outcome) in self.play_one(scene, &cells) {
+                            match &outcome {
+                                Ok(proof) => println!("ok      {cell}: {proof}"),
+                                Err(reason) => println!("FAILED  {cell}: {reason}"),
+                            }
+                            if let Ok(mut outcomes) = outcomes.lock() {
+                                outcomes.insert(cell, outcome);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        outcomes.into_inner().unwrap_or_default()
+    }
+
+    fn play_one(&self, scene: Scene, cells: &[Cell]) -> Vec<(Cell, Outcome)> {
+        let port = self.ports.get(&scene).copied().unwrap_or_default();
+        let proxy = if scene.source.needs_login() { &self.guarded } else { &self.proxy };
+        match play(self.stage, scene, cells, &self.fixtures[&scene.profile], port, proxy.as_ref()) {
+            Ok(results) => results,
+            Err(error) => cells.iter().map(|cell| (*cell, Err(format!("{error:#}")))).collect(),
+        }
+    }
 }
 
 /// A proxy that lets one user publish and play.
@@ -249,11 +274,14 @@ fn play(
         .iter_mut()
         .map(|(_, viewer)| viewer.wait_for_frames(FRAMES, Duration::from_secs(25)))
         .collect();
+    let stream = proxy.and_then(|proxy| proxy.stream(&scene.slug())).unwrap_or_default();
+    let unread: Vec<String> = viewers.iter().map(|(cell, viewer)| unread(*cell, viewer, &stream)).collect();
     for (_, viewer) in &mut viewers {
         viewer.interrupt();
     }
-    for ((cell, viewer), ready) in viewers.into_iter().zip(ready) {
-        let outcome = ready.and_then(|()| judge(cell, fixture, viewer)).map_err(|error| format!("{error:#}"));
+    for (((cell, viewer), ready), unread) in viewers.into_iter().zip(ready).zip(unread) {
+        let outcome = ready.and_then(|()| judge(cell, fixture, viewer));
+        let outcome = outcome.map_err(|error| format!("{error:#}{unread}; tracks: {}", stream["tracks"]));
         results.push((cell, outcome));
     }
     match &mut source {
@@ -261,6 +289,23 @@ fn play(
         Running::Publishing(process) => process.stop(Signal::SIGINT, Duration::from_secs(2)).map(drop)?,
     }
     Ok(results)
+}
+
+/// What a player did not take in time, as part of a reason; empty if it took everything.
+fn unread(cell: Cell, viewer: &Viewer, stream: &serde_json::Value) -> String {
+    let overflows = viewer.process.socket_overflows();
+    if overflows > 0 {
+        return format!("; {NOT_READ}: {overflows} datagrams were dropped by its sockets");
+    }
+    let legs = stream["legs"].as_array().into_iter().flatten();
+    let shed =
+        legs.filter(|leg| leg["transport"] == cell.transport.name() && cell.transport == Transport::Tcp);
+    let shed: u64 = shed.filter_map(|leg| leg["dropped"]["queue_full"].as_u64()).sum();
+    if shed > 0 {
+        format!("; {NOT_READ}: {shed} frames were shed for players over TCP")
+    } else {
+        String::new()
+    }
 }
 
 fn judge(cell: Cell, fixture: &Fixture, viewer: Viewer) -> Result<String> {

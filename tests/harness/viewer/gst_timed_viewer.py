@@ -2,7 +2,8 @@
 """A viewer that says when it would show what: GStreamer's rtspsrc with H.264 and AAC.
 
 Writes one line per decoded picture and compressed frame of sound: video or audio, the running time in
-nanoseconds at which a screen or loudspeaker would play it, and its checksum.
+nanoseconds at which a screen or loudspeaker would play it, and its checksum. Before the first picture a line
+`joined` with the time of the first packet of the picture track.
 """
 
 import hashlib
@@ -39,6 +40,12 @@ def main():
         sys.stdout.flush()
         return Gst.FlowReturn.OK
 
+    def joined(pad, info):
+        segment = pad.get_sticky_event(Gst.EventType.SEGMENT, 0).parse_segment()
+        time = segment.to_running_time(Gst.Format.TIME, info.get_buffer().pts)
+        sys.stdout.write("joined %d -\n" % time)
+        return Gst.PadProbeReturn.REMOVE
+
     def linked(_source, pad):
         name = pad.get_current_caps().get_structure(0).get_string("media")
         chain = Gst.parse_bin_from_description("queue ! " + (VIDEO if name == "video" else AUDIO), True)
@@ -49,6 +56,8 @@ def main():
         pipeline.add(chain)
         chain.sync_state_with_parent()
         pad.link(chain.get_static_pad("sink"))
+        if name == "video":
+            pad.add_probe(Gst.PadProbeType.BUFFER, joined)
 
     source.connect("pad-added", linked)
     loop = GLib.MainLoop()
