@@ -17,3 +17,4 @@ mod reports;
 mod restart;
 mod splice;
 mod upgrade;
+mod upgrade_table;

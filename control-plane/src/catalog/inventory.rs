@@ -87,6 +87,28 @@ struct PublicationInventory {
 impl Stream {
     /// Writes it down.
     pub(crate) fn inventory(&self, at: &Anchor) -> StreamInventory {
+        // A new field is noticed here: what matters of it needs a line below and in `restore`.
+        let Self {
+            id: _,
+            name: _,
+            source: _,
+            description: _,
+            sdp_id: _,
+            sdp_version: _,
+            tracks: _,
+            inputs: _,
+            has_row: _,
+            generation: _,
+            legs: _,
+            playing: _,
+            waiting: _,
+            active_since: _,
+            silent: _,
+            silent_tracks: _,
+            error: _,
+            ever_active: _,
+            armed: _,
+        } = self;
         let source = match &self.source {
             Source::Pull(upstream) => SourceInventory::Pull(Box::new(upstream.inventory(at))),
             Source::Publish(publication) => SourceInventory::Publish(Box::new(PublicationInventory {

@@ -162,6 +162,38 @@ impl Upstream {
 
     /// Writes it down. Its outputs must have been taken.
     pub(crate) fn inventory(&self, at: &Anchor) -> UpstreamInventory {
+        // A new field is noticed here: what matters of it needs a line below and in `restore`.
+        let Self {
+            route: _,
+            agent: _,
+            cnonce: _,
+            times: _,
+            phase: _,
+            conn: _,
+            client: _,
+            local: _,
+            peer: _,
+            last_peer: _,
+            media: _,
+            next: _,
+            lower: _,
+            prefers_tcp: _,
+            refused_tcp: _,
+            agreed: _,
+            ports: _,
+            generation: _,
+            stage: _,
+            demand: _,
+            attempts: _,
+            failures: _,
+            failure: _,
+            deadline: _,
+            linger: _,
+            probe: _,
+            has_inputs: _,
+            active: _,
+            outputs: _,
+        } = self;
         let moment = |instant: Option<Instant>| instant.map(|instant| at.moment(instant));
         UpstreamInventory {
             route: self.route.inventory(),

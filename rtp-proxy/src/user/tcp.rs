@@ -34,8 +34,8 @@ mod handle;
 pub(crate) mod inventory;
 mod slot;
 
-use guest::Guest;
-pub(crate) use guest::{GuestQueue, Guests, guest_queue};
+use guest::{Guest, serve_guest};
+pub(crate) use guest::{GuestQueue, Guests, guest_queue, settle_guests};
 use handle::ConnCommand;
 pub use handle::ConnHandle;
 use slot::{Binding, Inbox};
@@ -438,66 +438,6 @@ impl Driver {
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-/// Does what a stream of another worker asked for.
-fn serve_guest(slot: &ConnSlot, shared: Option<&Shared>, guest: Guest) {
-    let now = Instant::now();
-    match guest {
-        Guest::Bind { channels, worker } => {
-            for (channel, owner) in channels {
-                let mut early: Vec<_> = slot
-                    .bind(channel, owner, Some(worker))
-                    .into_iter()
-                    .map(|payload| (channel, payload))
-                    .collect();
-                route_frames(slot, shared, &mut early);
-            }
-        }
-        Guest::Unbind { owners, say_bye } => slot.unbind(owners, say_bye),
-        Guest::Clear(channels) => {
-            if let Some(conn) = slot.conn.borrow_mut().as_mut() {
-                conn.clear_media(&channels);
-            }
-        }
-        Guest::Hold(channels) => {
-            if let Some(conn) = slot.conn.borrow_mut().as_mut() {
-                conn.hold_media(&channels);
-            }
-        }
-        Guest::Rtp { channel, frames } => {
-            let mut pushed = Pushed::default();
-            let mut taken = 0;
-            if let Some(conn) = slot.conn.borrow_mut().as_mut() {
-                for (head, tail) in frames {
-                    let head = head.as_ref().map_or(&[][..], |head| head);
-                    let len = head.len() + tail.len();
-                    taken += len;
-                    pushed.count(len, conn.push_rtp(channel, head, tail, now));
-                }
-            }
-            if let Some(guests) = slot.guests.borrow().as_ref() {
-                guests.give_room(taken);
-            }
-            if let Some(shared) = shared {
-                shared.count_guest_drops(&pushed);
-            }
-        }
-        Guest::Rtcp { channel, compound } => {
-            if let Some(conn) = slot.conn.borrow_mut().as_mut() {
-                conn.push_rtcp(channel, compound, now);
-            }
-        }
-    }
-}
-
-/// Does what streams of other workers have asked for, while the driver stands still.
-pub(crate) fn settle_guests(slot: &ConnSlot, shared: &Shared) {
-    loop {
-        let guest = slot.guests.borrow_mut().as_mut().and_then(Guests::try_recv);
-        let Some(guest) = guest else { return };
-        serve_guest(slot, Some(shared), guest);
     }
 }
 

@@ -78,6 +78,28 @@ impl Down {
 impl TrackInput {
     /// Writes it down, between two batches and with its outputs taken.
     pub fn inventory(&self, at: &Anchor) -> InputInventory {
+        // A new field is noticed here: what matters of it needs a line below and in `restore`.
+        let Self {
+            config: _,
+            admission: _,
+            runs: _,
+            current: _,
+            joint: _,
+            stats: _,
+            ahead: _,
+            suspect: _,
+            suspect_bytes: _,
+            switched_at: _,
+            last_arrival: _,
+            drops: _,
+            down: _,
+            early: _,
+            down_is_new: _,
+            no_cname: _,
+            rr: _,
+            key_frames: _,
+            outputs: _,
+        } = self;
         let suspect = self.suspect.as_ref().map(|suspect| SuspectInventory {
             ssrc: suspect.ssrc,
             seq: suspect.seq,

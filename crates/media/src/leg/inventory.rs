@@ -58,6 +58,21 @@ struct SentInventory {
 impl LegTrack {
     /// Writes it down, between two batches.
     pub fn inventory(&self, at: &Anchor) -> LegInventory {
+        // A new field is noticed here: what matters of it needs a line below and in `restore`.
+        let Self {
+            config: _,
+            gate: _,
+            start: _,
+            projection: _,
+            head: _,
+            splicing: _,
+            sent: _,
+            drops: _,
+            sent_srs: _,
+            report: _,
+            breaker: _,
+            key_frames: _,
+        } = self;
         LegInventory {
             gate: match self.gate {
                 Gate::Disabled => GateInventory::Disabled,

@@ -126,6 +126,23 @@ pub(crate) struct Surroundings<'a> {
 impl Stream {
     /// Writes it down, between two batches.
     pub(crate) fn inventory(&self, at: &Anchor) -> StreamInventory {
+        // A new field is noticed here: what matters of it needs a line below and in `restore`.
+        let Self {
+            id: _,
+            name: _,
+            silence: _,
+            tracks: _,
+            legs: _,
+            arming: _,
+            resumed: _,
+            out_packets: _,
+            out_bytes: _,
+            switches: _,
+            alive_reported: _,
+            alive_at: _,
+            silent_reported: _,
+            drops: _,
+        } = self;
         let moment = |instant: Option<Instant>| instant.map(|instant| at.moment(instant));
         let tracks = self.tracks.iter().map(|track| TrackInventory {
             row: track.row.clone(),
