@@ -7,7 +7,7 @@ use msm_fastpath::{
     Checksum, DropReason, Family, FlowEntry, GroupMode, Head, LegEntry, RtpEdit, Step, rewrite,
 };
 
-use crate::counters::{count_sent, count_unsent};
+use crate::counters::{count_drop, count_sent, count_unsent};
 use crate::edit::edit_to;
 use crate::maps::LEGS;
 use crate::packet::{Packet, Turn, V4, V4_RTP, V6, V6_RTP};
@@ -38,6 +38,8 @@ pub(crate) fn send(skb: Skb, packet: &mut Packet) -> i32 {
     if packet.is_super() && packet.entry.mode == GroupMode::Common as u8 {
         let edit = packet.entry.edit;
         if !edit_to(skb, packet, &edit) {
+            // No memory; some segments may be edited already.
+            count_drop(DropReason::RingFull);
             return TC_ACT_SHOT;
         }
     }

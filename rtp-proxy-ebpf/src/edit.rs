@@ -1,7 +1,7 @@
 //! Editing the RTP headers of a super-packet, all of them: one that is left out corrupts the stream silently.
 
 use msm_fastpath::rewrite::further;
-use msm_fastpath::{RtpEdit, rewrite};
+use msm_fastpath::{RTP_FIXED_LEN, RtpEdit, rewrite};
 
 use crate::packet::{Packet, Turn};
 use crate::skb::Skb;
@@ -12,6 +12,12 @@ use crate::skb::Skb;
 pub(crate) fn edit_to(skb: Skb, packet: &mut Packet, target: &RtpEdit) -> bool {
     if packet.applied == *target {
         return true;
+    }
+    // A store makes the packet linear up to where it writes, which copies what is linear already: once is enough.
+    let last = packet.segments.get(packet.segments.count() - 1).map_or(0, |(offset, _)| offset);
+    let end = packet.family.payload_offset() as u32 + last + RTP_FIXED_LEN as u32;
+    if !skb.make_linear(end) {
+        return false;
     }
     packet.edit = further(&packet.applied, target, packet.rtp().ssrc());
     packet.applied = *target;

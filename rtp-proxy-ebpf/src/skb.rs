@@ -9,7 +9,7 @@ use core::ptr::{addr_of, from_mut};
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_skb_change_type,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 
 use msm_fastpath::RtpFixed;
@@ -107,6 +107,13 @@ impl Skb {
         let words = rtp.to_words();
         // SAFETY: the helper reads the twelve bytes.
         unsafe { bpf_skb_store_bytes(self.0, offset, words.as_ptr().cast(), 12, 0) == 0 }
+    }
+
+    /// Makes the first `len` bytes linear and this packet's own.
+    #[inline(always)]
+    pub(crate) fn make_linear(self, len: u32) -> bool {
+        // SAFETY: packet pointers are derived anew after each helper.
+        unsafe { bpf_skb_pull_data(self.0, len) == 0 }
     }
 
     /// Overwrites bytes of the frame. `summed`: they are not behind a checksum that changes with them, so a

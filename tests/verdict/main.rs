@@ -5,11 +5,13 @@
 //! (`cargo xtask setup` installs what compiles them).
 
 mod abi;
+mod copies;
 mod differential;
 mod frame;
 #[expect(dead_code, reason = "legs and gates are tested next")]
 mod programs;
 mod run;
+mod scene;
 mod table;
 mod traffic;
 
