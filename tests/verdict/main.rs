@@ -7,8 +7,10 @@
 mod abi;
 mod copies;
 mod differential;
+mod edges;
+mod foreign;
 mod frame;
-#[expect(dead_code, reason = "legs and gates are tested next")]
+
 mod programs;
 mod run;
 mod scene;

@@ -145,6 +145,11 @@ impl Scene {
         self.programs.put_flow(&key, &entry)
     }
 
+    /// MAC address that the source's packets go to.
+    pub(crate) fn mac_of_input(&self) -> Result<[u8; 6]> {
+        mac(&self.host, &self.devices[1])
+    }
+
     /// Leg `number` to the viewer's socket of that number.
     pub(crate) fn leg(&self, addresses: &Addresses, number: u16) -> LegEntry {
         let viewer = SocketAddr::new(addresses.viewer, VIEWER_PORT + number);
