@@ -40,7 +40,7 @@ pub(crate) struct InputPair {
     pub(crate) receive_buffer: usize,
     routes: RefCell<Vec<Route>>,
     tasks: RefCell<Vec<AbortHandle>>,
-    /// `SO_RXQ_OVFL` of both sockets as last seen.
+    /// Drop counters of both sockets as last seen.
     overflow: [Cell<u32>; 2],
 }
 
@@ -109,16 +109,13 @@ impl InputPair {
         routes.is_empty()
     }
 
+    /// Has what the sockets lost counted.
+    pub(crate) fn count_overflows(&self, shared: &Shared) {
+        shared.count_overflow(&*self.rtp, &self.overflow[0], "input_rtp");
+        shared.count_overflow(&*self.rtcp, &self.overflow[1], "input_rtcp");
+    }
+
     fn handle(&self, now: Instant, kind: Kind, io: &mut IoBuffers, shared: &Shared) {
-        if let Some(total) = io.receive.overflow() {
-            let (cell, name) = match kind {
-                Kind::Rtp => (&self.overflow[0], "input_rtp"),
-                Kind::Rtcp => (&self.overflow[1], "input_rtcp"),
-            };
-            let mut last = cell.get();
-            shared.count_overflow(&mut last, total, name);
-            cell.set(last);
-        }
         // One camera alone, the usual case: its lock judges strangers, too.
         if let [route] = self.routes.borrow().as_slice() {
             route.handle(now, kind, None, io, shared);

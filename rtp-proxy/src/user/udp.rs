@@ -7,7 +7,7 @@
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 mod receive;
 
-pub(crate) use receive::{ReceiveBuffer, recv_error};
+pub(crate) use receive::{ReceiveBuffer, dropped, recv_error};
 
 /// Datagrams of one receive call, and at most that many segments in one send (`performance.md` 1.4:
 /// senders stay at 64, older kernels stop there).
@@ -45,8 +45,7 @@ pub(crate) struct Bound {
     pub(crate) receive_buffer: usize,
 }
 
-/// Opens a non-blocking socket on `addr`, raises its buffers, has overflows counted and GRO on where the
-/// kernel knows it. `errors`: queue ICMP errors, for sockets that serve many peers.
+/// Opens a non-blocking socket on `addr`, raises its buffers and has GRO on where the kernel knows it. `errors`: queue ICMP errors, for sockets that serve many peers.
 pub(crate) fn open(addr: SocketAddr, sizes: BufferSizes, errors: bool) -> io::Result<Bound> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
@@ -61,7 +60,6 @@ pub(crate) fn open(addr: SocketAddr, sizes: BufferSizes, errors: bool) -> io::Re
     if setsockopt(&socket, sockopt::SndBufForce, &sizes.send).is_err() {
         socket.set_send_buffer_size(sizes.send)?;
     }
-    setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(io::Error::from)?;
     // Kernels before 5.0 have no UDP_GRO: datagrams then arrive one by one.
     let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     if errors {
@@ -377,12 +375,18 @@ pub(crate) fn open_any_pair(local: IpAddr, sizes: BufferSizes, errors: bool) -> 
     Err(last)
 }
 
+/// What owns its descriptor and always returns the same one.
+pub(crate) trait Owner: AsRawFd {}
+
+impl Owner for UdpSocket {}
+impl Owner for OwnedFd {}
+
 /// Watches a socket for packets and for nothing else. With interest in writing, as `tokio::net::UdpSocket`
 /// registers it, every completed send would wake the worker a second time.
-pub(crate) fn readable(socket: UdpSocket) -> io::Result<AsyncFd<UdpSocket>> {
-    // SAFETY: UdpSocket owns its descriptor and always returns the same one; the AsyncFd owns the socket
-    // and hands out shared references only, so the descriptor stays open as long as it is registered.
-    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
+pub(crate) fn readable<T: Owner>(owner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: what an `Owner` is; the AsyncFd owns it and hands out shared references only, so the descriptor
+    // stays open as long as it is registered.
+    unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// CPU time of the calling thread.

@@ -6,8 +6,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use msm_fastpath::DropReason;
@@ -20,6 +21,7 @@ use super::io_buffers::IoBuffers;
 use super::leg::{Drops, LegOut, Way};
 use super::stream::Stream;
 use super::tcp::{ConnSlot, Pushed, run_on_worker};
+use super::udp;
 use super::{PlayerSockets, UserEvent};
 
 mod command;
@@ -28,6 +30,9 @@ mod players;
 mod receive;
 mod snapshot;
 mod steps;
+mod ticker;
+
+use ticker::Ticker;
 
 pub(crate) use steps::leg_config;
 
@@ -35,9 +40,6 @@ pub(crate) use command::{Command, Commands, PlayerPeer, Step, WorkerHandle};
 
 /// Reports waiting for the control thread when its channel is full.
 const BACKLOG: usize = 4096;
-/// How often time is looked at.
-const TICK: Duration = Duration::from_millis(100);
-
 /// What a worker starts with.
 #[derive(Debug)]
 pub(crate) struct Start {
@@ -65,8 +67,8 @@ pub(crate) struct Shared {
     pairs: RefCell<HashMap<PairId, Rc<InputPair>>>,
     drops: RefCell<Drops>,
     overflows: RefCell<Vec<(&'static str, u64)>>,
-    /// `SO_RXQ_OVFL` of the players' sockets as last seen: RTP and RTCP, IPv4 and IPv6.
-    player_overflow: Cell<[u32; 4]>,
+    /// Drop counters of the players' sockets as last seen: RTP and RTCP, IPv4 and IPv6.
+    player_overflow: [Cell<u32>; 4],
     /// Frames and batches that connections dropped which are gone.
     late_frames: Cell<u64>,
     guests_dropped: Cell<u64>,
@@ -89,22 +91,25 @@ pub(crate) fn run(start: Start, commands: Commands) {
             let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
         }
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    // Local: a packet's way from the poll to its task has one scheduler less than with a `LocalSet`.
+    let built = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .and_then(|runtime| Ok((runtime, Ticker::new()?)));
+    let (runtime, ticker) = match built {
+        Ok(built) => built,
         Err(error) => {
             tracing::error!(event = "worker.failed", worker = start.index, %error);
             return;
         }
     };
-    let local = tokio::task::LocalSet::new();
-    // A task of its own: the future that a `LocalSet` runs until its end is polled at every wake-up, and
-    // this one has nothing to do with packets.
-    runtime.block_on(local.run_until(async move {
-        let _ = tokio::task::spawn_local(serve(start, commands)).await;
-    }));
+    // A task of its own: the future that a runtime blocks on has nothing to do with packets.
+    runtime.block_on(async move {
+        let _ = tokio::task::spawn_local(serve(start, commands, ticker)).await;
+    });
 }
 
-async fn serve(mut start: Start, mut commands: Commands) {
+async fn serve(mut start: Start, mut commands: Commands, ticker: Ticker) {
     let inherited = start.inherited.take();
     let shared = Rc::new(Shared::new(start));
     if let Some(inherited) = inherited
@@ -118,11 +123,13 @@ async fn serve(mut start: Start, mut commands: Commands) {
         }
     }
     tokio::task::spawn_local(release_reordered(shared.clone()));
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let ticker = match ticker.watch() {
+        Ok(ticker) => ticker,
+        Err(error) => return tracing::error!(event = "worker.failed", worker = shared.index, %error),
+    };
     let mut ticks = 0u64;
     loop {
-        let idle = shared.streams.borrow().is_empty();
+        ticker.run(!shared.streams.borrow().is_empty());
         tokio::select! {
             biased;
             command = commands.recv() => match command {
@@ -136,7 +143,7 @@ async fn serve(mut start: Start, mut commands: Commands) {
                 }
                 Some(command) => shared.obey(command),
             },
-            _ = tick.tick(), if !idle => {
+            () = ticker.tick() => {
                 ticks += 1;
                 shared.tick(ticks.is_multiple_of(10));
             }
@@ -177,7 +184,7 @@ impl Shared {
             pairs: RefCell::default(),
             drops: RefCell::default(),
             overflows: RefCell::default(),
-            player_overflow: Cell::default(),
+            player_overflow: Default::default(),
             late_frames: Cell::default(),
             guests_dropped: Cell::default(),
             reordered: Notify::new(),
@@ -220,9 +227,9 @@ impl Shared {
     }
 
     /// Adds what a socket's drop counter grew by.
-    pub(crate) fn count_overflow(&self, last: &mut u32, now: u32, socket: &'static str) {
-        let grown = u64::from(now.wrapping_sub(*last));
-        *last = now;
+    pub(crate) fn count_overflow(&self, watched: &impl AsRawFd, last: &Cell<u32>, socket: &'static str) {
+        let Some(now) = udp::dropped(watched) else { return };
+        let grown = u64::from(now.wrapping_sub(last.replace(now)));
         if grown == 0 {
             return;
         }
@@ -418,8 +425,28 @@ impl Shared {
         for stream in streams {
             stream.borrow_mut().tick(now, &mut self.io.borrow_mut(), self);
         }
+        if second {
+            self.count_overflows();
+        }
         if second && self.index == 0 {
             self.take_errors();
+        }
+    }
+
+    /// Reads the drop counters of every socket that this worker receives on. They are asked for once a second
+    /// and when somebody looks: with each packet (`SO_RXQ_OVFL`) they would cost every packet.
+    fn count_overflows(&self) {
+        for pair in self.pairs.borrow().values() {
+            pair.count_overflows(self);
+        }
+        if self.index == 0 {
+            let [rtp4, rtcp4, rtp6, rtcp6] = &self.player_overflow;
+            for (pair, rtp, rtcp) in [(&self.players.v4, rtp4, rtcp4), (&self.players.v6, rtp6, rtcp6)] {
+                if let Some(pair) = pair {
+                    self.count_overflow(&*pair.rtp, rtp, "player_rtp");
+                    self.count_overflow(&*pair.rtcp, rtcp, "player_rtcp");
+                }
+            }
         }
     }
 }

@@ -8,11 +8,21 @@ use std::ptr;
 
 use super::{BATCH, CONTROL, Control, Piece};
 
-/// A GRO super-packet fits; slots are an odd number of cache lines apart, so that the first lines of 64
-/// slots do not fall into the same cache sets.
-const SLOT: usize = 65_536 + 2_048 + 64;
-/// One slot more than is received into: packets that waited elsewhere are copied there.
-pub(crate) const SPARE: usize = BATCH;
+/// Bytes of a datagram that are received into a small slot. Nearly all fit whole, and a batch of them lies on a
+/// few pages: 64 KiB apart, each would cost a miss of the TLB in the kernel's copy and another in the send.
+const SMALL: usize = 2_048;
+/// From one small slot to the next: an odd number of cache lines, so that the first lines of 64 slots do not
+/// fall into the same cache sets.
+const SMALL_SLOT: usize = SMALL + 64;
+/// Longest datagram or super-packet.
+const LARGE: usize = 65_536;
+/// From one large slot to the next. A datagram that does not fit its small slot goes on here, behind room for
+/// what stands in the small one.
+const LARGE_SLOT: usize = LARGE + 64;
+/// Where the large slots begin.
+const LARGE_BASE: usize = SMALL_SLOT * BATCH;
+/// Where packets that waited elsewhere are copied.
+const SPARE: usize = LARGE_BASE + LARGE_SLOT * BATCH;
 /// One datagram, or one super-packet of `segment`-sized datagrams, as received.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Datagram {
@@ -44,8 +54,6 @@ pub(crate) struct ReceiveBuffer {
     datagrams: Vec<Datagram>,
     /// Messages asked for at the next call: few for a thin stream, [`BATCH`] for a thick one.
     want: usize,
-    /// `SO_RXQ_OVFL` of the last datagram that carried it.
-    overflow: Option<u32>,
     spare_used: usize,
 }
 
@@ -60,12 +68,11 @@ impl ReceiveBuffer {
         // SAFETY: sockaddr_storage is a plain C struct for which all zeroes is a valid value (AF_UNSPEC).
         let name: libc::sockaddr_storage = unsafe { mem::zeroed() };
         Self {
-            bytes: vec![0; SLOT * (BATCH + 1)],
+            bytes: vec![0; SPARE + LARGE_SLOT],
             names: vec![name; BATCH],
             controls: vec![Control([0; CONTROL]); BATCH],
             datagrams: Vec::with_capacity(BATCH),
-            want: 4,
-            overflow: None,
+            want: 2,
             spare_used: 0,
         }
     }
@@ -83,11 +90,6 @@ impl ReceiveBuffer {
         &self.datagrams
     }
 
-    /// Value of the socket's drop counter (`SO_RXQ_OVFL`) if the last call saw it.
-    pub(crate) fn overflow(&self) -> Option<u32> {
-        self.overflow
-    }
-
     /// Forgets what was copied in.
     pub(crate) fn clear_spare(&mut self) {
         self.spare_used = 0;
@@ -96,7 +98,7 @@ impl ReceiveBuffer {
     /// Copies a packet that did not arrive by [`ReceiveBuffer::recv`] into the buffer. `whole`: nothing
     /// of the last receive is needed any more, so all slots are free. `None` when there is no room.
     pub(crate) fn copy_in(&mut self, packet: &[u8], whole: bool) -> Option<Piece> {
-        let (base, end) = if whole { (0, SLOT * SPARE) } else { (SLOT * SPARE, SLOT * (SPARE + 1)) };
+        let (base, end) = if whole { (0, SPARE) } else { (SPARE, SPARE + LARGE_SLOT) };
         let start = base + self.spare_used;
         let target = self.bytes.get_mut(..end)?.get_mut(start..start + packet.len())?;
         target.copy_from_slice(packet);
@@ -111,28 +113,31 @@ impl ReceiveBuffer {
     /// Those of `recvmmsg`, `WouldBlock` among them.
     pub(crate) fn recv(&mut self, socket: &impl AsRawFd) -> io::Result<bool> {
         self.datagrams.clear();
-        self.overflow = None;
         self.spare_used = 0;
         let want = self.want.clamp(1, BATCH);
-        let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH];
+        let mut iovecs = [const { MaybeUninit::<[libc::iovec; 2]>::uninit() }; BATCH];
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
-        let slots = self.bytes.chunks_exact_mut(SLOT);
-        for ((((slot, name), control), iovec), header) in
+        let (small, large) = self.bytes.split_at_mut(LARGE_BASE);
+        let slots = small.chunks_exact_mut(SMALL_SLOT).zip(large.chunks_exact_mut(LARGE_SLOT));
+        for (((((small, large), name), control), iovec), header) in
             slots.zip(&mut self.names).zip(&mut self.controls).zip(&mut iovecs).zip(&mut headers).take(want)
         {
-            let iovec = iovec.write(libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: 65_536 });
+            let iovec = iovec.write([
+                libc::iovec { iov_base: small.as_mut_ptr().cast(), iov_len: SMALL },
+                libc::iovec { iov_base: large[SMALL..].as_mut_ptr().cast(), iov_len: LARGE - SMALL },
+            ]);
             // SAFETY: mmsghdr is a plain C struct, all zeroes (no name, no buffers, no flags) is valid.
             let header = header.write(unsafe { mem::zeroed() });
             header.msg_hdr.msg_name = ptr::from_mut(name).cast();
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-            header.msg_hdr.msg_iov = iovec;
-            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_iov = iovec.as_mut_ptr();
+            header.msg_hdr.msg_iovlen = 2;
             header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = CONTROL as _;
         }
         // SAFETY: the first `want` headers were written above; each points to a name, a control buffer and
-        // an iovec with a slot of its own, all owned by `self` or this frame and alive during the call, with
-        // their true sizes. No timeout is passed.
+        // two iovecs with slots of their own, all owned by `self` or this frame and alive during the call,
+        // with their true sizes. No timeout is passed.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -149,44 +154,63 @@ impl ReceiveBuffer {
         for (index, header) in headers.iter().take(received).enumerate() {
             // SAFETY: index < received <= want, and the first `want` headers were initialised above.
             let header = unsafe { header.assume_init_ref() };
-            let (segment, overflow) = read_control(&header.msg_hdr);
-            if overflow.is_some() {
-                self.overflow = overflow;
-            }
+            let segment = read_control(&header.msg_hdr);
             let Some(from) = self.names.get(index).and_then(decode_addr) else { continue };
-            let piece = Piece { offset: (index * SLOT) as u32, len: header.msg_len.min(65_536) };
+            let len = (header.msg_len as usize).min(LARGE);
+            let (small, large) = (index * SMALL_SLOT, LARGE_BASE + index * LARGE_SLOT);
+            let offset = if len <= SMALL {
+                small
+            } else {
+                self.bytes.copy_within(small..small + SMALL, large);
+                large
+            };
+            let piece = Piece { offset: offset as u32, len: len as u32 };
             let segment = segment.filter(|s| *s > 0).unwrap_or(piece.len);
             self.datagrams.push(Datagram { piece, from, segment });
         }
         let emptied = received < want;
-        self.want = if emptied { (received + 1).max(4).next_power_of_two() } else { BATCH };
+        self.want = if emptied { (received + 1).next_power_of_two() } else { BATCH };
         Ok(emptied)
     }
 }
 
-/// Segment size (`UDP_GRO`) and drop counter (`SO_RXQ_OVFL`) of a received message.
-fn read_control(header: &libc::msghdr) -> (Option<u32>, Option<u32>) {
-    let (mut segment, mut overflow) = (None, None);
+/// Segment size (`UDP_GRO`) of a received message.
+fn read_control(header: &libc::msghdr) -> Option<u32> {
+    let mut segment = None;
     // SAFETY: `header` was filled by recvmmsg over a control buffer that is alive and aligned for cmsghdr;
-    // the CMSG macros walk it within msg_controllen, and the payloads are read unaligned after their level
-    // and type said that they hold an int and a u32.
+    // the CMSG macros walk it within msg_controllen, and the payload is read unaligned after its level and
+    // type said that it holds an int.
     unsafe {
         let mut cmsg = libc::CMSG_FIRSTHDR(header);
         while !cmsg.is_null() {
-            match ((*cmsg).cmsg_level, (*cmsg).cmsg_type) {
-                (libc::SOL_UDP, libc::UDP_GRO) => {
-                    let value = ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<libc::c_int>());
-                    segment = u32::try_from(value).ok();
-                }
-                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
-                    overflow = Some(ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<u32>()));
-                }
-                _ => {}
+            if ((*cmsg).cmsg_level, (*cmsg).cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO) {
+                let value = ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<libc::c_int>());
+                segment = u32::try_from(value).ok();
             }
             cmsg = libc::CMSG_NXTHDR(header, cmsg);
         }
     }
-    (segment, overflow)
+    segment
+}
+
+/// Datagrams that a socket has dropped for want of room since it was opened. `None` where the kernel does not
+/// tell (before 4.12).
+pub(crate) fn dropped(socket: &impl AsRawFd) -> Option<u32> {
+    /// Place of the drop counter in `SO_MEMINFO` (`SK_MEMINFO_DROPS` of `linux/sock_diag.h`).
+    const DROPS: usize = 8;
+    let mut values = [0_u32; DROPS + 1];
+    let mut len = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: `values` has `len` bytes, any of which may be written; both live for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    (result == 0 && len as usize == size_of_val(&values)).then(|| values[DROPS])
 }
 
 fn decode_addr(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {

@@ -4,7 +4,7 @@
 //! Standing still is blocking the thread: nothing is received, sent or timed, and all state is at rest between
 //! two events. Datagrams and bytes wait in the kernel meanwhile.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -164,6 +164,7 @@ impl Shared {
     }
 
     fn inventory(&self, at: &Anchor) -> WorkerInventory {
+        self.count_overflows();
         let streams = self.streams.borrow();
         let refused = self.workers.get(self.index).map_or(0, |handle| handle.queue().1);
         WorkerInventory {
@@ -173,7 +174,7 @@ impl Shared {
             reports: self.backlog.borrow().iter().cloned().collect(),
             drops: self.drops.borrow().inventory(),
             overflows: self.overflows.borrow().iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
-            player_overflow: self.player_overflow.get(),
+            player_overflow: self.player_overflow.each_ref().map(Cell::get),
             late_frames: self.late_frames.get(),
             guests_dropped: self.guests_dropped.get(),
             backlog_dropped: *self.backlog_dropped.borrow(),
@@ -239,7 +240,9 @@ impl Shared {
             .into_iter()
             .filter_map(|(name, lost)| Some((*known.iter().find(|known| **known == name)?, lost)))
             .collect();
-        self.player_overflow.set(inventory.player_overflow);
+        for (mine, seen) in self.player_overflow.iter().zip(inventory.player_overflow) {
+            mine.set(seen);
+        }
         self.late_frames.set(inventory.late_frames);
         self.guests_dropped.set(inventory.guests_dropped);
         *self.backlog_dropped.borrow_mut() = inventory.backlog_dropped;

@@ -54,10 +54,7 @@ impl Shared {
 
     /// Receives what viewers send to the pair that serves them.
     pub(super) fn serve_players(self: Rc<Self>, pair: &PlayerPair) {
-        let is_v6 = pair.rtp.local_addr().is_ok_and(|address| address.is_ipv6());
-        for (socket, kind, name) in
-            [(&pair.rtp, Kind::Rtp, "player_rtp"), (&pair.rtcp, Kind::Rtcp, "player_rtcp")]
-        {
+        for (socket, kind) in [(&pair.rtp, Kind::Rtp), (&pair.rtcp, Kind::Rtcp)] {
             let socket = socket.try_clone().and_then(udp::readable);
             let socket = match socket {
                 Ok(socket) => socket,
@@ -67,14 +64,10 @@ impl Shared {
                 }
             };
             let shared = self.clone();
-            let place = 2 * usize::from(is_v6) + usize::from(kind == Kind::Rtcp);
             tokio::task::spawn_local(async move {
                 while let Ok(mut ready) = socket.readable().await {
                     let _ = ready.try_io(|socket| {
                         shared.receive(socket.get_ref(), |_, io| {
-                            if let Some(now) = io.receive.overflow() {
-                                shared.count_player_overflow(place, now, name);
-                            }
                             match kind {
                                 // RTP-1: punches are counted and teach nothing.
                                 Kind::Rtp => {
@@ -88,14 +81,6 @@ impl Shared {
                 }
             });
         }
-    }
-
-    fn count_player_overflow(&self, place: usize, now: u32, name: &'static str) {
-        let mut seen = self.player_overflow.get();
-        if let Some(last) = seen.get_mut(place) {
-            self.count_overflow(last, now, name);
-        }
-        self.player_overflow.set(seen);
     }
 
     /// RTCP of viewers: told apart by address alone (RTP-2).

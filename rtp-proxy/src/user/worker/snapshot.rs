@@ -9,6 +9,7 @@ use crate::user::udp;
 impl Shared {
     pub(super) fn snapshot(&self) -> Snapshot {
         let now = Instant::now();
+        self.count_overflows();
         let mut snapshot = Snapshot::default();
         let mut drops = *self.drops.borrow();
         let mut sockets: Vec<SocketStats> = Vec::new();

@@ -1,6 +1,7 @@
 //! What a worker does to others, and what it leaves behind.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::time::Duration;
 
 use msm_control_plane::event::OpError;
 use msm_graph::{Encap, InputRow, LegEncap, LegTrack, MediaKind, Row, TrackRow};
