@@ -10,7 +10,8 @@ use anyhow::Result;
 use msm_tests::camera::{GstCamera, Stage, Transport, serve_with_gstreamer};
 use msm_tests::fixture::{Fixture, Profile};
 use msm_tests::privilege::{Need, granted};
-use msm_tests::process::{Scratch, describe, output};
+use msm_tests::probe::{Cameras, Load, Viewers};
+use msm_tests::process::{Scratch, describe, output, wait_for};
 use msm_tests::proxy::{Options, Proxy};
 use msm_tests::viewer::{Player, Viewer, Watch};
 
@@ -120,12 +121,60 @@ fn run(deed: Deed) -> Result<Vec<Fate>> {
     Ok(fates)
 }
 
+/// What one upgrade cost with so many viewers.
+#[derive(Debug)]
+struct Cost {
+    viewers: usize,
+    still: String,
+    packets: u64,
+    lost: u64,
+    overflows: u64,
+}
+
+/// A light stream for many viewers, half of them interleaved.
+const LIGHT: Load = Load { packet_bytes: 600, packets_per_second: 20, burst: 4 };
+
+fn cost(count: usize) -> Result<Cost> {
+    let scratch = Scratch::new("upgrade-cost")?;
+    let stage = Stage::here(scratch.path());
+    let door = scratch.path().join("door").display().to_string();
+    let flags = vec!["--handover".to_owned(), door];
+    let mut proxy = Proxy::start(stage, "proxy", &Options { flags, ..Options::default() })?;
+    let urls: Vec<_> = (0..4).map(|n| proxy.url(&format!("light-{n}"))).collect();
+    let cameras = Cameras::publish(&urls, Transport::Udp, LIGHT, None)?;
+    let mut viewers = Viewers::start()?;
+    for viewer in 0..count {
+        viewers.play(&urls[viewer % urls.len()], Transport::ALL[viewer / 4 % 2], None)?;
+    }
+    let progress = |packets: u64| {
+        let before: Vec<u64> = (0..count).map(|viewer| viewers.account(viewer).packets).collect();
+        wait_for("media of everybody", LIMIT, || {
+            let mut each = before.iter().enumerate();
+            each.all(|(viewer, before)| viewers.account(viewer).packets >= before + packets).then_some(())
+        })
+    };
+    progress(5)?;
+    let former = proxy.upgrade(stage, "proxy-next")?;
+    progress(40)?;
+    let log = former.log();
+    let still = log.lines().find_map(|line| line.split_once("still_millis=")).map_or("", |(_, rest)| rest);
+    let accounts: Vec<_> = (0..count).map(|viewer| viewers.account(viewer)).collect();
+    drop(cameras);
+    Ok(Cost {
+        viewers: count,
+        still: still.trim().to_owned(),
+        packets: accounts.iter().map(|account| account.packets).sum(),
+        lost: accounts.iter().map(|account| account.lost() + u64::from(!account.is_clean())).sum(),
+        overflows: viewers.overflows(None)?,
+    })
+}
+
 fn row(fate: &Fate) -> String {
     let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
     let did = match &fate.ended {
         Some(status) => format!("ended ({status})"),
         None if fate.same_connection && fate.pauses[1] < WATCHED / 2 => "played on".to_owned(),
-        None if fate.pauses[1] >= WATCHED - Duration::from_secs(2) => "stood still".to_owned(),
+        None if fate.pauses[1] + Duration::from_secs(2) >= WATCHED => "stood still".to_owned(),
         None => "connected again".to_owned(),
     };
     let [usual, pause] = fate.pauses.map(seconds);
@@ -134,20 +183,22 @@ fn row(fate: &Fate) -> String {
 }
 
 #[test]
-#[ignore = "a minute and a half; cargo xtask test topology --all --only what_players_do"]
+#[ignore = "two minutes; cargo xtask test topology --all --only what_players_do"]
 fn what_players_do_when_the_proxy_is_upgraded_or_killed() {
     if !granted("the table of upgrades", &NEEDS) {
         return;
     }
     let upgraded = run(Deed::Upgrade).unwrap();
     let killed = run(Deed::Kill).unwrap();
-    write(&upgraded, &killed).unwrap();
+    let costs: Vec<Cost> = [16, 64, 256].into_iter().map(|count| cost(count).unwrap()).collect();
+    write(&upgraded, &killed, &costs).unwrap();
+    assert!(costs.iter().all(|cost| cost.lost == 0), "{costs:?}");
     for fate in &upgraded {
         assert!(fate.ended.is_none() && fate.same_connection && fate.pictures > 0, "{fate:?}");
     }
 }
 
-fn write(upgraded: &[Fate], killed: &[Fate]) -> Result<()> {
+fn write(upgraded: &[Fate], killed: &[Fate], costs: &[Cost]) -> Result<()> {
     let mut text = String::new();
     let text = &mut text;
     writeln!(text, "# What players do when the proxy is upgraded, and when it is killed\n")?;
@@ -187,6 +238,19 @@ fn write(upgraded: &[Fate], killed: &[Fate]) -> Result<()> {
             writeln!(text, "{}", row(fate))?;
         }
         writeln!(text)?;
+    }
+    writeln!(text, "## How long both programs stand still\n")?;
+    writeln!(
+        text,
+        "One upgrade while 4 publishers send {} packets of {} bytes a second each and so many viewers play, half of\n\
+         them over TCP. What was lost is counted at every viewer by numbers inside the packets.\n",
+        LIGHT.packets_per_second, LIGHT.packet_bytes
+    )?;
+    writeln!(text, "| viewers | stand-still | packets received | lost |\n|---|---|---|---|")?;
+    for Cost { viewers, still, packets, lost, overflows } in costs {
+        let note =
+            if *overflows == 0 { String::new() } else { format!(" ({overflows} at the viewers' sockets)") };
+        writeln!(text, "| {viewers} | {still} ms | {packets} | {lost}{note} |")?;
     }
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/results");
     std::fs::write(format!("{folder}/upgrade.md"), text.trim_end().to_owned() + "\n")?;
