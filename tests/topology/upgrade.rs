@@ -14,9 +14,11 @@ use msm_tests::camera::{
 };
 use msm_tests::fixture::{Fixture, Profile};
 use msm_tests::privilege::{Need, granted};
-use msm_tests::probe::{Account, Cameras, Load, Player as Probe, Viewers};
+use msm_tests::probe::wire::Rtp;
+use msm_tests::probe::{Account, Cameras, Load, Player as Probe, Viewers, first_control};
 use msm_tests::process::{Process, Scratch, wait_for};
 use msm_tests::proxy::{Options, Proxy};
+use msm_tests::rtsp::Connection;
 use msm_tests::viewer::{Player, Viewer, Watch};
 use nix::sys::signal::Signal;
 
@@ -235,6 +237,59 @@ fn three_upgrades_under_load_are_noticed_by_nobody() {
     programs.check().unwrap();
     proxy.terminate(LIMIT).unwrap();
     assert!(!door(&scratch).exists(), "the last one takes the socket away");
+}
+
+/// Two streams are given to two workers; a connection lives on one of them and sends the other's frames too.
+#[test]
+fn a_connection_with_two_sessions_on_two_workers_goes_on_in_the_middle_of_a_request() {
+    let scratch = Scratch::new("upgrade-shared").unwrap();
+    let stage = Stage::here(scratch.path());
+    let mut proxy = Proxy::start(stage, "proxy", &options(&scratch)).unwrap();
+    let urls = ["one", "two"].map(|name| proxy.url(name));
+    let cameras = Cameras::publish(&urls, Transport::Udp, LOAD, None).unwrap();
+    let mut connection = Connection::open(&urls[0], None).unwrap();
+    let mut sessions = Vec::new();
+    for (n, url) in urls.iter().enumerate() {
+        connection.session = None;
+        let accept = [("Accept", "application/sdp")];
+        let described = connection.request("DESCRIBE", url, &accept, "").unwrap().ok().unwrap();
+        let channels = format!("RTP/AVP/TCP;unicast;interleaved={}-{}", 2 * n, 2 * n + 1);
+        let control = first_control(&described, url);
+        connection.request("SETUP", &control, &[("Transport", &channels)], "").unwrap().ok().unwrap();
+        connection.request("PLAY", url, &[], "").unwrap().ok().unwrap();
+        sessions.push(connection.session.clone());
+    }
+    for upgrade in 1..=UPGRADES {
+        let cseq = 9000 + upgrade;
+        let mut socket = connection.stream();
+        socket.write_all(format!("OPTIONS * RTSP/1.0\r\nCSeq: {cseq}\r").as_bytes()).unwrap();
+        proxy.upgrade(stage, &format!("proxy-{upgrade}")).unwrap();
+        let mut socket = connection.stream();
+        socket.write_all(b"\n\r\n").unwrap();
+        let answer = connection.answer().unwrap();
+        assert_eq!((answer.status, answer.header("CSeq")), (200, Some(cseq.to_string().as_str())));
+        // Both sessions are what they were, and media of both follows.
+        let before = connection.frames.len();
+        for (session, url) in sessions.iter().zip(&urls) {
+            connection.session.clone_from(session);
+            connection.request("GET_PARAMETER", url, &[], "").unwrap().ok().unwrap();
+        }
+        let of = |frames: &[(u8, Vec<u8>)], channel| frames.iter().filter(|(n, _)| *n == channel).count();
+        let enough = |frames: &[(u8, Vec<u8>)]| [0, 2].iter().all(|channel| of(frames, *channel) >= 40);
+        while !enough(&connection.frames[before..]) {
+            connection.request("OPTIONS", "*", &[], "").unwrap();
+        }
+    }
+    for channel in [0, 2] {
+        let frames = connection.frames.iter().filter(|(number, _)| *number == channel);
+        let packets: Vec<_> = frames.filter_map(|(_, packet)| Rtp::parse(packet)).collect();
+        assert!(packets.len() > 100, "channel {channel}: {} packets", packets.len());
+        for pair in packets.windows(2) {
+            assert_eq!(pair[1].sequence, pair[0].sequence.wrapping_add(1), "channel {channel}");
+            assert_eq!(pair[1].ssrc, pair[0].ssrc);
+        }
+    }
+    drop(cameras);
 }
 
 #[test]
