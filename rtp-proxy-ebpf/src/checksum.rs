@@ -21,10 +21,8 @@ pub(crate) fn state(skb: Skb, packet: &Packet) -> Option<Checksum> {
     if !skb.replace_complete_checksum(offset, 1) {
         return None;
     }
-    let mut found = [0; 2];
-    if !skb.load(offset, &mut found) {
-        return None;
-    }
+    // The helper made it linear.
+    let found = skb.linear(offset as usize)?;
     if u16::from_be_bytes(found) == check {
         return Some(Checksum::Partial);
     }

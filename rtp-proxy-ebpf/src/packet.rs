@@ -160,8 +160,8 @@ pub(crate) fn classify(skb: Skb) -> Result<Family, u32> {
         VLAN | QINQ => return Err(COUNT_UNPARSED),
         _ => return Err(COUNT_NOT_OURS),
     };
-    let protocol = match skb.linear_byte(offset) {
-        Some(protocol) => protocol,
+    let protocol = match skb.linear(offset) {
+        Some([protocol]) => protocol,
         None => {
             let mut protocol = [0];
             if !skb.load(offset as u32, &mut protocol) {

@@ -73,15 +73,15 @@ impl Skb {
         unsafe { (*self.0).mark = mark };
     }
 
-    /// A linear byte of the frame.
+    /// Bytes of the frame, if they are linear.
     #[inline(always)]
-    pub(crate) fn linear_byte(self, offset: usize) -> Option<u8> {
+    pub(crate) fn linear<const N: usize>(self, offset: usize) -> Option<[u8; N]> {
         let at = self.data() as usize + offset;
-        if at + 1 > self.data_end() as usize {
+        if at + N > self.data_end() as usize {
             return None;
         }
-        // SAFETY: the comparison bounds the read by the context's `data_end`; the verifier checks the same.
-        Some(unsafe { *(at as *const u8) })
+        // SAFETY: the comparison bounds the read by the context's `data_end`, and the verifier checks the same.
+        Some(unsafe { *(at as *const [u8; N]) })
     }
 
     /// Copies bytes of the frame, linear or not.

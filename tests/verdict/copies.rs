@@ -1,13 +1,16 @@
 //! Copies under real traffic: who gets which bytes, by which address family, mode, burst and checksum state.
 
+use std::io::{Read as _, Write as _};
 use std::net::UdpSocket;
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result};
+use msm_fastpath::limits::COUNT_NOT_OURS;
 use msm_fastpath::{FlowEntry, GroupMode, LegEntry};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::scene::{Addresses, Scene, copy, packet, receive};
+use crate::programs::Programs;
+use crate::scene::{Addresses, Scene, copy, packet, receive, up};
 
 const MODES: [GroupMode; 3] = [GroupMode::Opaque, GroupMode::Common, GroupMode::PerLeg];
 
@@ -110,6 +113,102 @@ fn checksums_that_the_sender_completed_stay_right() -> Result<()> {
     Scene::complete_checksums(&scene.source, &scene.devices[0])?;
     every_mode_and_burst(&mut scene, "checksums of the sender")?;
     no_checksum_errors(&scene)
+}
+
+#[test]
+fn the_same_program_does_the_same_on_clsact() -> Result<()> {
+    let test = "the_same_program_does_the_same_on_clsact";
+    let Some(mut scene) = Scene::with(test, Programs::attach_tc)? else { return Ok(()) };
+    every_mode_and_burst(&mut scene, "clsact")?;
+    what_is_not_ours_passes(&mut scene)
+}
+
+#[test]
+fn programs_behind_this_one_see_what_is_not_ours() -> Result<()> {
+    let Some(mut scene) = Scene::new("programs_behind_this_one_see_what_is_not_ours")? else { return Ok(()) };
+    // Another's program: a second load of this one, with tables and counters of its own.
+    let Some(mut other) = crate::kernel("programs_behind_this_one_see_what_is_not_ours")? else {
+        return Ok(());
+    };
+    let device = scene.devices[1].clone();
+    let link = scene.host.inside(|| other.attach_tcx(&device))??;
+    let addresses = Addresses::new(false);
+    let (sender, receivers) = (scene.sender(&addresses)?, scene.receivers(&addresses, 1)?);
+    let legs = scene.legs(&addresses, 1);
+    scene.install(&addresses, GroupMode::Opaque, 0, &legs)?;
+    sender.send(&packet(1, 100))?;
+    receive(&receivers[0])?;
+    let before = other.counters()?.total();
+    sender.send(&packet(2, 100))?;
+    receive(&receivers[0])?;
+    assert_eq!(other.counters()?.total(), before, "what is ours is not shown to others");
+    what_is_not_ours_passes(&mut scene)?;
+    assert!(other.counters()?.at(COUNT_NOT_OURS) > 10, "others see their own");
+    drop(link);
+    Ok(())
+}
+
+/// TCP, and UDP without a flow, byte for byte.
+fn what_is_not_ours_passes(scene: &mut Scene) -> Result<()> {
+    let listener = scene.host.inside(|| std::net::TcpListener::bind("10.9.0.2:0"))??;
+    let address = listener.local_addr()?;
+    let mut stream = scene.source.inside(move || std::net::TcpStream::connect(address))??;
+    let (mut accepted, _) = listener.accept()?;
+    let sent: Vec<u8> = (0..300_000_u32).map(|number| (number % 251) as u8).collect();
+    let mut found = vec![0; sent.len()];
+    std::thread::scope(|scope| -> Result<()> {
+        let writer = scope.spawn(|| stream.write_all(&sent));
+        accepted.read_exact(&mut found)?;
+        writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+        Ok(())
+    })?;
+    assert!(found == sent, "tcp");
+    let receiver = scene.host.inside(|| UdpSocket::bind("10.9.0.2:7000"))??;
+    receiver.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+    let sender = scene.source.inside(|| UdpSocket::bind("10.9.0.1:0"))??;
+    setsockopt(&sender.as_fd(), sockopt::UdpGsoSegment, &500)?;
+    sender.send_to(&sent[..4_900], "10.9.0.2:7000")?;
+    for segment in sent[..4_900].chunks(500) {
+        assert!(receive(&receiver)? == segment, "udp");
+    }
+    Ok(())
+}
+
+#[test]
+fn copies_leave_a_bridge_port_and_the_worker_behind_the_bridge_gets_its_own() -> Result<()> {
+    let test = "copies_leave_a_bridge_port_and_the_worker_behind_the_bridge_gets_its_own";
+    let Some(mut scene) = Scene::new(test)? else { return Ok(()) };
+    // The address moves to a bridge with a MAC address of its own: what comes in by the port is for another host.
+    let port = scene.devices[1].clone();
+    for arguments in [
+        vec!["link", "add", "bridge0", "type", "bridge"],
+        vec!["link", "set", "bridge0", "address", "02:00:00:00:0b:0b"],
+        vec!["addr", "flush", "dev", &port],
+        vec!["link", "set", &port, "master", "bridge0"],
+        vec!["addr", "add", "10.9.0.2/24", "dev", "bridge0"],
+        vec!["link", "set", "bridge0", "up"],
+    ] {
+        scene.host.ip(&arguments)?;
+    }
+    up(&scene.host, "bridge0")?;
+    let addresses = Addresses::new(false);
+    let (sender, receivers) = (scene.sender(&addresses)?, scene.receivers(&addresses, 2)?);
+    let input = addresses.input;
+    let worker = scene.host.inside(move || UdpSocket::bind(input))??;
+    worker.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+    let mut legs = scene.legs(&addresses, 2);
+    legs[1].flags |= LegEntry::LOCAL;
+    for flags in [0, FlowEntry::COPY_TO_USER] {
+        scene.install(&addresses, GroupMode::PerLeg, flags, &legs)?;
+        for (first, segments) in [(1, 1), (2, 1), (3, 16)] {
+            let packets = send(&sender, first, segments, 172, 172)?;
+            all_arrive(&receivers, &packets, GroupMode::PerLeg, "behind a bridge")?;
+            for packet in packets.iter().filter(|_| flags != 0) {
+                assert!(receive(&worker)? == *packet, "bit for bit");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn no_checksum_errors(scene: &Scene) -> Result<()> {

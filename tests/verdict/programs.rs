@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
@@ -60,6 +60,16 @@ impl Programs {
             self.ebpf.program_mut("tcx_ingress").context("tcx_ingress")?.try_into()?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let link = tcx.attach_with_options(device, TcAttachType::Ingress, order)?;
+        Ok(tcx.take_link(link)?)
+    }
+
+    /// Attaches to the clsact of a device of the caller's namespace, as on kernels without TCX.
+    pub(crate) fn attach_tc(&mut self, device: &str) -> Result<SchedClassifierLink> {
+        qdisc_add_clsact(device)?;
+        let tcx: &mut SchedClassifier =
+            self.ebpf.program_mut("tcx_ingress").context("tcx_ingress")?.try_into()?;
+        let filter = TcAttachOptions::Netlink(NlOptions::default());
+        let link = tcx.attach_with_options(device, TcAttachType::Ingress, filter)?;
         Ok(tcx.take_link(link)?)
     }
 

@@ -78,6 +78,14 @@ fn mac(node: &Node, device: &str) -> Result<[u8; 6]> {
 impl Scene {
     /// `None` without the privilege.
     pub(crate) fn new(test: &str) -> Result<Option<Self>> {
+        Self::with(test, Programs::attach_tcx)
+    }
+
+    /// The same, attached otherwise.
+    pub(crate) fn with(
+        test: &str,
+        attach: fn(&mut Programs, &str) -> Result<SchedClassifierLink>,
+    ) -> Result<Option<Self>> {
         if !granted(test, &[Need::Namespaces, Need::Program("ethtool")]) {
             return Ok(None);
         }
@@ -98,7 +106,7 @@ impl Scene {
         let index = |device: &str| host.inside(|| if_nametoindex(device));
         let (ingress, egress) = (index(&b)??, index(&c)??);
         let macs = [mac(&viewer, &d)?, mac(&host, &c)?];
-        let link = host.inside(|| programs.attach_tcx(&b))??;
+        let link = host.inside(|| attach(&mut programs, &b))??;
         let devices = [a, b, c, d];
         Ok(Some(Self {
             _lab: lab,
