@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::camera::Stage;
 use msm_tests::camera::{GstCamera, Transport};
-use msm_tests::fixture::{GROUP, mjpeg, run_ffmpeg};
+use msm_tests::fixture::{GROUP, checksums, mjpeg, run_ffmpeg};
 use msm_tests::lip_sync::TimedViewer;
 use msm_tests::packet::Capture;
 use msm_tests::privilege::{self, Need};
@@ -179,7 +179,8 @@ fn a_player_that_joins_shows_its_first_picture_within_half_a_second_of_stream() 
     for number in 0..6 {
         let transport = Transport::ALL[number % 2];
         let stage = Stage::here(scratch.path());
-        let viewer = TimedViewer::start(stage, &format!("joins-{number}"), &proxy.url("cam"), transport)?;
+        let name = format!("joins-{number}");
+        let viewer = TimedViewer::start_by_timestamps(stage, &name, &proxy.url("cam"), transport)?;
         let (distance, place) = wait_for("a whole picture", PATIENCE * 2, || viewer.first_picture(&film))
             .with_context(|| viewer.process.tail())?;
         assert_eq!(place as u32 % GROUP, 0, "frame {place} of the film is no key frame");
@@ -211,8 +212,7 @@ fn sums(file: &std::path::Path) -> Vec<String> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     // The last line may not be complete yet.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let lines = whole.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| Some(line.rsplit(',').next()?.trim().to_owned())).collect()
+    checksums(whole)
 }
 
 /// Drops that `/v1/streams` lists for the legs of a stream.
@@ -269,10 +269,10 @@ fn a_stopped_ffmpeg_goes_on_with_whole_pictures() -> Result<()> {
     let at = sums(&stopped_sums).len();
     wait_for("pictures after the stop", PATIENCE, || (sums(&stopped_sums).len() > at + 60).then_some(()))
         .with_context(|| stopped.tail())?;
-    wait_for("a round of the film at the other", PATIENCE, || {
-        (sums(&reference_sums).len() > 60).then_some(())
-    })?;
-    let whole: HashSet<String> = sums(&reference_sums).into_iter().collect();
+    // A busy machine may cost the other one whole pictures too; torn ones would be more than 25.
+    let seen = || sums(&reference_sums).into_iter().collect::<HashSet<String>>();
+    wait_for("the film at the other", PATIENCE * 2, || (seen().len() >= 25).then_some(()))?;
+    let whole = seen();
     assert_eq!(whole.len(), 25, "the other viewer saw pictures that are not whole");
     let broken = sums(&stopped_sums).iter().filter(|sum| !whole.contains(*sum)).count();
     assert_eq!(broken, 0, "pictures that are not the source's");

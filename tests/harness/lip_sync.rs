@@ -36,14 +36,34 @@ pub struct Played {
 }
 
 impl TimedViewer {
-    /// Starts it.
+    /// Starts it as it is.
     pub fn start(stage: Stage<'_>, name: &str, url: &str, transport: Transport) -> Result<Self> {
+        Self::start_with(stage, name, url, transport, "auto")
+    }
+
+    /// Starts it so that its times are those of the RTP timestamps, whenever packets come.
+    pub fn start_by_timestamps(
+        stage: Stage<'_>,
+        name: &str,
+        url: &str,
+        transport: Transport,
+    ) -> Result<Self> {
+        Self::start_with(stage, name, url, transport, "none")
+    }
+
+    fn start_with(
+        stage: Stage<'_>,
+        name: &str,
+        url: &str,
+        transport: Transport,
+        buffer_mode: &str,
+    ) -> Result<Self> {
         let script = stage.scratch.join("gst_timed_viewer.py");
         std::fs::write(&script, include_str!("viewer/gst_timed_viewer.py"))?;
         let file = stage.scratch.join(format!("{name}.played"));
         let process = Launch::inside(name, stage.node, PYTHON)
             .arg(&script)
-            .args([url, transport.name()])
+            .args([url, transport.name(), buffer_mode])
             .stdout_to(&file)
             .start(stage.scratch)?;
         Ok(Self { process, file })

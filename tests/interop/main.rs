@@ -275,7 +275,7 @@ fn play(
         .map(|(_, viewer)| viewer.wait_for_frames(FRAMES, Duration::from_secs(25)))
         .collect();
     let stream = proxy.and_then(|proxy| proxy.stream(&scene.slug())).unwrap_or_default();
-    let unread: Vec<String> = viewers.iter().map(|(cell, viewer)| unread(*cell, viewer, &stream)).collect();
+    let unread: Vec<String> = viewers.iter().map(|(cell, viewer)| unread(*cell, viewer, proxy)).collect();
     for (_, viewer) in &mut viewers {
         viewer.interrupt();
     }
@@ -292,19 +292,16 @@ fn play(
 }
 
 /// What a player did not take in time, as part of a reason; empty if it took everything.
-fn unread(cell: Cell, viewer: &Viewer, stream: &serde_json::Value) -> String {
+fn unread(cell: Cell, viewer: &Viewer, proxy: Option<&Proxy>) -> String {
     let overflows = viewer.process.socket_overflows();
     if overflows > 0 {
         return format!("; {NOT_READ}: {overflows} datagrams were dropped by its sockets");
     }
-    let legs = stream["legs"].as_array().into_iter().flatten();
-    let shed =
-        legs.filter(|leg| leg["transport"] == cell.transport.name() && cell.transport == Transport::Tcp);
-    let shed: u64 = shed.filter_map(|leg| leg["dropped"]["queue_full"].as_u64()).sum();
-    if shed > 0 {
-        format!("; {NOT_READ}: {shed} frames were shed for players over TCP")
-    } else {
-        String::new()
+    let interleaved = ["queue=\"interleaved\""];
+    let shed = proxy.and_then(|proxy| proxy.metric("msm_queue_dropped_total", &interleaved).ok());
+    match shed.filter(|shed| *shed > 0.0 && cell.transport == Transport::Tcp) {
+        Some(shed) => format!("; {NOT_READ}: {shed} frames were shed for players over TCP so far"),
+        None => String::new(),
     }
 }
 

@@ -255,6 +255,8 @@ pub struct Conn {
     release: ChannelSet,
     /// Since when the output makes no progress.
     blocked: Option<Instant>,
+    /// Whether the socket took less than it was offered last.
+    refused: bool,
     offered: Offered,
 }
 
@@ -294,6 +296,7 @@ impl Conn {
             hold: ChannelSet::default(),
             release: ChannelSet::default(),
             blocked: None,
+            refused: false,
         }
     }
 

@@ -3,7 +3,8 @@
 
 Writes one line per decoded picture and compressed frame of sound: video or audio, the running time in
 nanoseconds at which a screen or loudspeaker would play it, and its checksum. Before the first picture a line
-`joined` with the time of the first packet of the picture track.
+`joined` with the time of the first packet of the picture track. With the buffer mode `none` times are those of
+the RTP timestamps alone, otherwise the player's clock follows their arrival.
 """
 
 import hashlib
@@ -19,13 +20,14 @@ AUDIO = "rtpmp4gdepay ! aacparse ! audio/mpeg,stream-format=raw ! appsink name=a
 
 
 def main():
-    url, protocol = sys.argv[1:]
+    url, protocol, mode = sys.argv[1:]
     Gst.init(None)
     pipeline = Gst.Pipeline.new()
     source = Gst.ElementFactory.make("rtspsrc", "source")
     source.set_property("location", url)
     Gst.util_set_object_arg(source, "protocols", protocol)
     source.set_property("latency", 200)
+    Gst.util_set_object_arg(source, "buffer-mode", mode)
     pipeline.add(source)
 
     def sample(sink, name):

@@ -34,6 +34,8 @@ pub struct ConnInventory {
     hold: Vec<u8>,
     release: Vec<u8>,
     blocked: Option<Moment>,
+    #[serde(default)]
+    refused: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +134,7 @@ impl Conn {
             hold: self.hold.list(),
             release: self.release.list(),
             blocked: moment(self.blocked),
+            refused: self.refused,
         }
     }
 
@@ -210,6 +213,7 @@ impl Conn {
             hold: ChannelSet::of(&inventory.hold),
             release: ChannelSet::of(&inventory.release),
             blocked: instant(inventory.blocked),
+            refused: inventory.refused,
             offered: Offered::default(),
         })
     }

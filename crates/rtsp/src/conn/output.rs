@@ -115,7 +115,7 @@ impl Conn {
     ///
     /// `head`: at most 12 bytes, copied: the rewritten fixed header of a projected leg, or empty. `tail`: the
     /// rest of the packet, shared with the other legs. Frames that waited longer than
-    /// [`ConnLimits::rtp_age`] make room first; what is full then drops this one (RTSP-44).
+    /// [`ConnLimits::rtp_age`] for the peer to read make room first; what is full then drops this one (RTSP-44).
     pub fn push_rtp(&mut self, channel: u8, head: &[u8], tail: Bytes, now: Instant) -> Offer {
         let had_output = self.wants_write();
         self.drop_late(now);
@@ -142,7 +142,9 @@ impl Conn {
     }
 
     fn drop_late(&mut self, now: Instant) {
-        if let Some(limit) = now.checked_sub(self.limits.rtp_age) {
+        // What waits for us and not for the peer is not late: after a pause of this process the socket has
+        // room for all of it.
+        if let Some(limit) = now.checked_sub(self.limits.rtp_age).filter(|_| self.refused) {
             self.counters.rtp_late += self.rtp.drop_older(limit, self.offered.rtp);
         }
     }
@@ -244,6 +246,7 @@ impl Conn {
                 self.counters.frames_out += 1;
             }
         }
+        self.refused = current.is_some() || turn.next().is_some();
         self.partial = current;
         if !self.wants_write() {
             self.blocked = None;

@@ -390,11 +390,27 @@ fn cleared_media_are_not_sent() {
 fn late_rtp_is_dropped_whole_and_counted() {
     let mut rig = Rig::new(Role::Server);
     rig.rtp(0, b"old");
+    assert_eq!(rig.write(0), 0);
     rig.rtcp(1, b"sr");
     rig.after(Duration::from_millis(501));
     rig.rtp(0, b"new");
     assert_eq!(rig.drain(), [frame(1, b"sr"), frame(0, b"new")].concat());
     assert_eq!(rig.conn.counters().rtp_late, 1);
+}
+
+/// The limit is for readers that stall, not for a process that was not scheduled.
+#[test]
+fn what_no_socket_has_refused_is_never_late() {
+    let mut rig = Rig::new(Role::Server);
+    rig.rtp(0, b"one");
+    rig.after(S(2));
+    rig.rtp(0, b"two");
+    rig.after(S(2));
+    assert_eq!(rig.drain(), [frame(0, b"one"), frame(0, b"two")].concat());
+    rig.rtp(0, b"three");
+    rig.after(S(2));
+    assert_eq!(rig.drain(), frame(0, b"three"));
+    assert_eq!(rig.conn.counters().rtp_late, 0);
 }
 
 /// Limit of section 10: 1 MiB.
