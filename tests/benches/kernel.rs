@@ -10,8 +10,8 @@
 
 #![expect(clippy::print_stdout, reason = "the report is the program's output")]
 
-#[expect(dead_code, reason = "what the lanes of the kernel programs will use")]
 mod kernel {
+    pub(crate) mod capacity;
     pub(crate) mod catalogue;
     pub(crate) mod course;
     pub(crate) mod fast;
@@ -26,6 +26,7 @@ mod kernel {
     pub(crate) mod report;
     pub(crate) mod rounds;
     pub(crate) mod rtpengine;
+    pub(crate) mod scale;
     pub(crate) mod tap;
     pub(crate) mod topology;
     pub(crate) mod user_path;
@@ -54,10 +55,18 @@ struct Options {
 
 fn options() -> Result<Options> {
     let mut options = Options {
-        plan: Plan { rounds: 9, each: Duration::from_secs(1), strict: false, foreign: 0.10, steal: 0.02 },
+        plan: Plan {
+            rounds: 9,
+            each: Duration::from_secs(1),
+            strict: false,
+            foreign: 0.10,
+            steal: 0.02,
+            lanes: None,
+        },
         programs: Programs {
             relay: PathBuf::from("target/release/examples/bench_relay"),
             proxy: PathBuf::from("target/release/rtp-proxy"),
+            object: None,
         },
         json: None,
         plots: None,
@@ -73,6 +82,8 @@ fn options() -> Result<Options> {
             "--foreign" => options.plan.foreign = value()?.parse()?,
             "--proxy" => options.programs.proxy = value()?.into(),
             "--relay" => options.programs.relay = value()?.into(),
+            "--lanes" => options.plan.lanes = Some(value()?),
+            "--object" => options.programs.object = Some(std::fs::read(value()?)?),
             "--json" => options.json = Some(value()?.into()),
             "--plots" => options.plots = Some(value()?.into()),
             part if !part.starts_with('-') => options.only.push(part.to_ascii_uppercase()),
@@ -131,8 +142,16 @@ fn main() -> Result<()> {
 /// A benchmark of the catalogue.
 type Benchmark = fn(&mut Run) -> Result<Outcome>;
 
-const CATALOGUE: [(&str, Benchmark); 6] =
-    [("B1", Run::b1), ("B2", Run::b2), ("B3", Run::b3), ("B4", Run::b4), ("B5", Run::b5), ("B7", Run::b7)];
+const CATALOGUE: [(&str, Benchmark); 8] = [
+    ("B1", Run::b1),
+    ("B2", Run::b2),
+    ("B3", Run::b3),
+    ("B4", Run::b4),
+    ("B5", Run::b5),
+    ("B6", Run::b6),
+    ("B7", Run::b7),
+    ("B8", Run::b8),
+];
 
 /// What the figures were measured on.
 fn preamble(options: &Options) -> String {

@@ -38,6 +38,8 @@ impl Traffic {
 pub(crate) struct Programs {
     pub(crate) relay: PathBuf,
     pub(crate) proxy: PathBuf,
+    /// Kernel programs other than those of the proxy.
+    pub(crate) object: Option<Vec<u8>>,
 }
 
 /// One network, opened for one benchmark.
@@ -58,9 +60,9 @@ impl Course {
         Ok(Self { topology, programs: programs.clone(), next_port: Cell::new(20_000), _floor: floor })
     }
 
-    /// An even port that no other lane has.
+    /// An even port that no other lane has, nor the ports after it for further legs of one pod.
     pub(crate) fn port(&self) -> u16 {
-        self.next_port.replace(self.next_port.get() + 2)
+        self.next_port.replace(self.next_port.get() + 16)
     }
 
     /// One sink per leg, on the pods in turn.
@@ -81,11 +83,9 @@ impl Course {
             .collect()
     }
 
-    /// A generator on one of the source's cables.
-    pub(crate) fn generator(&self, kind: Kind, to: &[SocketAddrV4], traffic: Traffic) -> Result<Generator> {
-        let topology = &self.topology;
-        let from = topology.uplink(kind).source;
-        let mut generator = Generator::open(&topology.source, from, to, traffic.shape, traffic.size)?;
+    /// A generator in the source pod.
+    pub(crate) fn generator(&self, to: &[SocketAddrV4], traffic: Traffic) -> Result<Generator> {
+        let mut generator = Generator::open(&self.topology.source, to, traffic.shape, traffic.size)?;
         generator.rate = traffic.rate;
         Ok(generator)
     }
@@ -114,8 +114,14 @@ impl Course {
     /// The generator alone.
     pub(crate) fn floor(&self, traffic: Traffic) -> Result<Lane> {
         let to = SocketAddrV4::new(self.topology.uplink(Kind::Floor).host, self.port());
-        let generator = self.generator(Kind::Floor, &[to], traffic)?;
+        let generator = self.generator(&[to], traffic)?;
         Ok(Self::lane(&floor_name(traffic.rate), generator, Path::Kernel, Vec::new(), traffic))
+    }
+
+    /// The generator of another lane's streams alone.
+    pub(crate) fn floor_of(&self, name: &str, lane: &Lane, traffic: Traffic) -> Result<Lane> {
+        let to = SocketAddrV4::new(self.topology.uplink(Kind::Floor).host, self.port());
+        Ok(Self::lane(name, lane.generator.aside(to)?, Path::Kernel, Vec::new(), traffic))
     }
 
     /// A socket of the host, where media for user space is sent to.
@@ -135,19 +141,24 @@ impl Course {
         let (socket, at) = self.input(port)?;
         let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
         let path = open(socket, &self.viewers(&legs))?;
-        Ok(Self::lane(name, self.generator(Kind::Stack, &[at], traffic)?, path, legs, traffic))
+        Ok(Self::lane(name, self.generator(&[at], traffic)?, path, legs, traffic))
     }
 
     /// The same relay as a process on the generator's core.
     pub(crate) fn open_loop(&self, name: &str, kind: &str, traffic: Traffic) -> Result<Lane> {
+        self.open_loop_on(0, name, kind, traffic)
+    }
+
+    /// The same relay as a process on a core of choice.
+    pub(crate) fn open_loop_on(&self, core: usize, name: &str, kind: &str, traffic: Traffic) -> Result<Lane> {
         let port = self.port();
         let at = SocketAddrV4::new(self.topology.uplink(Kind::Stack).host, port);
         let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
         let mut args = vec![kind.to_owned(), at.to_string()];
         args.extend(self.viewers(&legs).iter().map(ToString::to_string));
-        let process = Pinned::start(Some(&self.topology.host), 0, &self.programs.relay, &args)?;
+        let process = Pinned::start(Some(&self.topology.host), core, &self.programs.relay, &args)?;
         std::thread::sleep(std::time::Duration::from_millis(200));
-        let generator = self.generator(Kind::Stack, &[at], traffic)?;
+        let generator = self.generator(&[at], traffic)?;
         Ok(Self::lane(name, generator, Path::Process(process), legs, traffic))
     }
 
@@ -156,7 +167,7 @@ impl Course {
         let port = self.port();
         let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
         let to = SocketAddrV4::new(self.topology.uplink(Kind::Bridge).host, port);
-        let generator = self.generator(Kind::Bridge, &[to], traffic)?;
+        let generator = self.generator(&[to], traffic)?;
         let mut lane = Self::lane("bridge flood", generator, Path::Kernel, legs, traffic);
         lane.bridged = true;
         lane.version = super::report::kernel();
@@ -168,7 +179,7 @@ impl Course {
         let port = self.port();
         let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
         let to = self.viewers(&legs);
-        let generator = self.generator(Kind::Stack, &to[..1], traffic)?;
+        let generator = self.generator(&to[..1], traffic)?;
         let mut lane = Self::lane("ip_forward", generator, Path::Kernel, legs, traffic);
         lane.version = super::report::kernel();
         Ok(lane)

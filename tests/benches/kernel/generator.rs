@@ -4,8 +4,9 @@
 //! own softirq or is called in between. Paced: bursts leave at their time, whoever is late.
 
 use std::io::IoSlice;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -49,7 +50,7 @@ impl std::fmt::Display for Shape {
 
 /// One stream: a socket, where it sends to, and its next packet.
 struct Stream {
-    socket: UdpSocket,
+    socket: Rc<UdpSocket>,
     to: SockaddrIn,
     /// Extended number of the next packet.
     next: u32,
@@ -73,15 +74,11 @@ pub(crate) struct Generator {
 
 impl Generator {
     /// One stream per target, each on a source port of its own, sent in an order that no prefetcher knows.
-    pub(crate) fn open(
-        pod: &Node,
-        bind: std::net::Ipv4Addr,
-        targets: &[SocketAddrV4],
-        shape: Shape,
-        size: usize,
-    ) -> Result<Self> {
+    /// Routing chooses the source's address.
+    pub(crate) fn open(pod: &Node, targets: &[SocketAddrV4], shape: Shape, size: usize) -> Result<Self> {
         let sockets = pod.inside(|| {
-            targets.iter().map(|_| UdpSocket::bind((bind, 0))).collect::<std::io::Result<Vec<_>>>()
+            let any = Ipv4Addr::UNSPECIFIED;
+            targets.iter().map(|_| UdpSocket::bind((any, 0))).collect::<std::io::Result<Vec<_>>>()
         })??;
         Self::from_sockets(sockets.into_iter().zip(targets.iter().copied()).collect(), shape, size)
     }
@@ -92,10 +89,21 @@ impl Generator {
         shape: Shape,
         size: usize,
     ) -> Result<Self> {
+        let sockets = sockets.into_iter().map(|(socket, to)| (Rc::new(socket), to));
+        Self::on(sockets.collect(), shape, size)
+    }
+
+    /// The same traffic to elsewhere, from the same sockets: they are scarce.
+    pub(crate) fn aside(&self, to: SocketAddrV4) -> Result<Self> {
+        let sockets = self.streams.iter().map(|s| (Rc::clone(&s.socket), to)).collect();
+        Self::on(sockets, self.shape, self.size)
+    }
+
+    fn on(sockets: Vec<(Rc<UdpSocket>, SocketAddrV4)>, shape: Shape, size: usize) -> Result<Self> {
         let mut streams = Vec::new();
         for (socket, to) in sockets {
             if let Shape::Super(_) = shape {
-                setsockopt(&socket, sockopt::UdpGsoSegment, &(size as i32)).context("UDP_SEGMENT")?;
+                setsockopt(&*socket, sockopt::UdpGsoSegment, &(size as i32)).context("UDP_SEGMENT")?;
             }
             streams.push(Stream { socket, to: to.into(), next: 0 });
         }

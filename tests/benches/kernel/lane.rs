@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use msm_tests::bench::cpu::{self, KernelThreads};
 use msm_tests::bench::sink::Sink;
 use nix::cmsg_space;
@@ -99,7 +99,7 @@ pub(crate) fn sink(pod: &Pod, port: u16, merged: bool) -> Result<Sink> {
 }
 
 impl Lane {
-    fn received(&self, topology: &Topology) -> Result<Received> {
+    pub(crate) fn received(&self, topology: &Topology) -> Result<Received> {
         let mut all = Received::default();
         let mut pods: Vec<usize> = self.legs.iter().map(|l| l.pod).collect();
         pods.sort_unstable();
@@ -129,11 +129,14 @@ impl Lane {
         let first = self.generator.heads();
         let rate = self.generator.rate;
         // Two bursts of every stream at least.
-        let packets = (2 * first.len() * self.generator.shape.packets()) as f64;
-        self.generator.rate = Some(rate.unwrap_or(2_000).max((packets / GATE.as_secs_f64()) as u32));
-        self.path.drive(&mut self.generator, GATE)?;
+        let packets = 2 * first.len() * self.generator.shape.packets();
+        let pace = if first.len() > 1 { 40_000 } else { 2_000 };
+        self.generator.rate = rate.or(Some(pace));
+        let how_long = GATE.max(Duration::from_secs_f64(packets as f64 / f64::from(pace)));
+        let before = self.received(topology)?;
+        let sent = self.path.drive(&mut self.generator, how_long)?;
         self.generator.rate = rate;
-        self.settle(topology)?;
+        self.settle(topology, before, sent)?;
         let (size, next) = (self.generator.size, self.generator.heads());
         let mut sums = Sums::default();
         for (number, leg) in self.legs.iter_mut().enumerate() {
@@ -183,7 +186,7 @@ impl Lane {
         let own_end = cpu::own()?;
         let wall = start.elapsed();
         // Whoever runs beside us gets the time to forward what is left.
-        self.settle(topology)?;
+        self.settle(topology, received, sent)?;
         let mut cost = Cost {
             sent,
             generator_ns: own_end - own,
@@ -231,18 +234,20 @@ impl Lane {
         Ok(cost)
     }
 
-    /// Waits until nothing arrives any more.
-    fn settle(&self, topology: &Topology) -> Result<()> {
-        let mut last = self.received(topology)?.packets;
-        for _ in 0..50 {
-            std::thread::sleep(QUIET);
-            let now = self.received(topology)?.packets;
-            if now == last {
+    /// Waits until everything that was sent since `before` has arrived, or nothing arrives any more.
+    pub(crate) fn settle(&self, topology: &Topology, before: Received, sent: u64) -> Result<()> {
+        let expected = sent * self.legs.len() as u64;
+        let (mut last, mut idle) = (0, 0);
+        while idle < 50 {
+            let now = self.received(topology)?.since(before).datagrams(self.generator.size);
+            if now >= expected {
                 return Ok(());
             }
+            idle = if now == last { idle + 1 } else { 0 };
             last = now;
+            std::thread::sleep(QUIET);
         }
-        bail!("copies still arrive long after the last packet was sent")
+        Ok(())
     }
 
     fn drops(&self) -> Result<u64> {
@@ -252,10 +257,22 @@ impl Lane {
 
 /// Length of the gate's run.
 const GATE: Duration = Duration::from_millis(150);
-/// Nothing came for so long: nothing is on its way.
-const QUIET: Duration = Duration::from_millis(40);
+/// Between two looks at what has arrived.
+const QUIET: Duration = Duration::from_millis(20);
 
 impl Leg {
+    /// Reads and counts what waits.
+    pub(crate) fn waiting(&self) -> Result<u64> {
+        let mut packet = [0_u8; 64];
+        let mut packets = 0;
+        self.sink.rtp.set_nonblocking(true)?;
+        while self.sink.rtp.recv(&mut packet).is_ok() {
+            packets += 1;
+        }
+        self.sink.rtp.set_nonblocking(false)?;
+        Ok(packets)
+    }
+
     /// Reads what waits and compares every packet; returns packets and super-packets.
     fn read(&mut self, size: usize, mut each: impl FnMut(u32, u32) -> Result<()>) -> Result<(u64, u64)> {
         let mut buffer = vec![0_u8; 65_536];

@@ -68,6 +68,8 @@ pub(crate) struct Claim {
 pub(crate) struct Outcome {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
+    /// What the network was like.
+    pub(crate) offloads: String,
     pub(crate) cases: Vec<Case>,
     pub(crate) claims: Vec<Claim>,
     /// Contenders that did not take part, and why.
@@ -147,7 +149,7 @@ impl Outcome {
     }
 
     pub(crate) fn to_markdown(&self, plan: &Plan) -> String {
-        let mut out = format!("### {} {}\n\n", self.id, self.title);
+        let mut out = format!("### {} {}\n\n{}\n\n", self.id, self.title, self.offloads);
         for case in &self.cases {
             let _ = writeln!(
                 out,
@@ -275,7 +277,7 @@ impl Outcome {
                        "disturbed": case.disturbed, "disqualified": case.disqualified})
             })
             .collect();
-        json!({"benchmark": self.id, "title": self.title, "cases": cases, "other": self.raw,
+        json!({"benchmark": self.id, "title": self.title, "offloads": self.offloads, "cases": cases, "other": self.raw,
                "skipped": self.skipped, "doubts": self.doubts})
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Plan {
     pub(crate) foreign: f64,
     /// Largest share of one core that the hypervisor may take.
     pub(crate) steal: f64,
+    /// Only contenders whose name contains this, for a profile.
+    pub(crate) lanes: Option<String>,
 }
 
 /// One contender of a case as the report knows it.
@@ -60,6 +62,9 @@ pub(crate) fn case(
     let mut disqualified = Vec::new();
     let mut fit = Vec::new();
     for mut lane in lanes {
+        if plan.lanes.as_ref().is_some_and(|wanted| !lane.name.contains(wanted)) {
+            continue;
+        }
         match lane.gate(topology) {
             Ok(sums) => {
                 if !lane.legs.is_empty() {

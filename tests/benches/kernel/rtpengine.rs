@@ -74,13 +74,33 @@ fn version() -> String {
     text.split_whitespace().last().unwrap_or("unknown").to_owned()
 }
 
+const DEFAULT_BUFFER: &str = "/proc/sys/net/core/rmem_default";
+
+/// The receive buffer that new sockets have: rtpengine asks for none, and every contender gets the same. The
+/// setting is the whole machine's and is put back.
+struct Buffers(String);
+
+impl Buffers {
+    fn of(bytes: usize) -> Result<Self> {
+        let before = std::fs::read_to_string(DEFAULT_BUFFER).context(DEFAULT_BUFFER)?;
+        std::fs::write(DEFAULT_BUFFER, bytes.to_string()).context(DEFAULT_BUFFER)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        std::fs::write(DEFAULT_BUFFER, self.0.trim()).ok();
+    }
+}
+
 /// A lane through a daemon of its own on the generator's core.
 pub(crate) fn lane(course: &Course, traffic: Traffic) -> Result<Lane> {
     let host = &course.topology.host;
     let interface = course.topology.uplink(Kind::Stack).host;
     let (control, port) = (course.port(), course.port());
     // Ports of its own for media: further than any lane's.
-    let media = 30_000 + (control - 20_000) * 10;
+    let media = 40_000 + (control - 20_000) * 4;
     let args = [
         "--config-file=none".to_owned(),
         "--table=-1".to_owned(),
@@ -93,8 +113,9 @@ pub(crate) fn lane(course: &Course, traffic: Traffic) -> Result<Lane> {
         "--timeout=3600".to_owned(),
         "--silent-timeout=3600".to_owned(),
         format!("--port-min={media}"),
-        format!("--port-max={}", media + 1000),
+        format!("--port-max={}", media + 400),
     ];
+    let _buffers = Buffers::of(8 << 20)?;
     let daemon = Pinned::start(Some(host), 0, FilePath::new("rtpengine"), &args)?;
     let socket = host.inside(|| UdpSocket::bind("127.0.0.1:0"))??;
     socket.connect(("127.0.0.1", control))?;

@@ -56,8 +56,6 @@ pub(crate) struct Pod {
     pub(crate) host: Ipv4Addr,
     pub(crate) host_mac: [u8; 6],
     pub(crate) host_index: u32,
-    /// Name of the pod's own device, and of its bridged one.
-    pub(crate) device: String,
     pub(crate) counters: Counters,
     pub(crate) bridged_counters: Option<Counters>,
 }
@@ -200,12 +198,24 @@ impl Topology {
         Ok(())
     }
 
-    /// Offloads that decide what is measured, as the source's cable has them.
+    /// Offloads that decide what is measured, as the host's sides of the source's cables have them.
     pub(crate) fn offloads(&self) -> Result<String> {
-        let text = self.host.output("ethtool", &["-k", &self.uplink(Kind::Inline).host_device])?;
-        let wanted = ["tx-checksum-ip-generic", "tx-udp-segmentation", "generic-receive-offload"];
-        let found = text.lines().filter(|l| wanted.iter().any(|w| l.trim_start().starts_with(w)));
-        Ok(found.map(str::trim).collect::<Vec<_>>().join(", "))
+        let wanted = [
+            "tx-checksum-ip-generic",
+            "tx-udp-segmentation",
+            "generic-receive-offload",
+            "rx-udp-gro-forwarding",
+        ];
+        let of = |kind| -> Result<String> {
+            let text = self.host.output("ethtool", &["-k", &self.uplink(kind).host_device])?;
+            let found = text.lines().map(str::trim).filter(|l| wanted.iter().any(|w| l.starts_with(w)));
+            Ok(found.collect::<Vec<_>>().join(", "))
+        };
+        Ok(format!(
+            "Offloads of the cables: {}; batched, with threaded NAPI: {}.",
+            of(Kind::Inline)?,
+            of(Kind::Batched)?
+        ))
     }
 }
 
@@ -266,7 +276,6 @@ fn pod(lab: &mut Lab, host: &Node, number: u8) -> Result<Pod> {
         host_mac,
         host_index: index(host, &host_device)?,
         counters: Counters::open(&node, &device)?,
-        device,
         bridged_counters: None,
         node,
     })
