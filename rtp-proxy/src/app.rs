@@ -31,10 +31,12 @@ use crate::handover::door::{self, Door, Request};
 use crate::handover::give::{self, Holdings};
 use crate::handover::take::{self, Running, TakeError};
 use crate::kernel;
+use crate::kernel::hop::UserReason;
+use crate::kernel::service::{KernelPath, Settings};
 use crate::standalone::{OsEntropy, Standalone};
 use crate::stats::Snapshot;
 use crate::status;
-use crate::user::{UserEvent, WorkerConfig, Workers};
+use crate::user::{KernelEnds, UserEvent, WorkerConfig, Workers};
 
 /// Path of the status document.
 pub const STREAMS: &str = "/v1/streams";
@@ -125,10 +127,9 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
     let metrics = Rc::new(Metrics::new(env!("CARGO_PKG_VERSION"), COMMIT, &reasons, &STREAM_STATES));
     let limits = ConnLimits::default();
     let (events, mut user) = mpsc::channel(EVENTS);
-    let (parts, took_over) = match take_over(&config, &limits, &metrics, &events)? {
-        Some(parts) => (parts, true),
-        None => (start(&config, limits, &metrics, events)?, false),
-    };
+    let taken = take_over(&config, &limits, &metrics, &events)?;
+    let took_over = taken.is_some();
+    let (parts, kernel) = taken.map_or_else(|| start(&config, limits, &metrics, events), Ok)?;
     let Running { rtsp, admin, mut standalone, mut done, workers } = parts;
     let addresses =
         Addresses { rtsp: rtsp.local_addr()?, admin: admin.local_addr()?, players: workers.player_ports() };
@@ -175,7 +176,7 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
                 standalone.handle_timeout();
             }
             Some(connection) = accepted.recv() => standalone.handle_accepted(connection),
-            Some(ask) = asks.recv() => answer(ask, &standalone, &workers, &metrics, drain.phase()),
+            Some(ask) = asks.recv() => answer(ask, &standalone, &workers, &kernel, &metrics, drain.phase()),
             Some(request) = requests.recv() => {
                 let holdings = Holdings {
                     standalone: &mut standalone,
@@ -200,12 +201,22 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
         // Everything is another process's: no BYE, no TEARDOWN, and the door is its own.
         std::mem::forget(door);
         workers.leave(frozen);
+        if let Ok(kernel) = kernel {
+            kernel.stop(true);
+        }
         return Ok(());
     }
     info!(event = "drain.done", finished = standalone.is_finished(), "stopped");
     workers.stop();
+    // After the workers: they take their flows out of the kernel's tables.
+    if let Ok(kernel) = kernel {
+        kernel.stop(false);
+    }
     Ok(())
 }
+
+/// The kernel path, or why there is none.
+type Kernel = Result<KernelPath, UserReason>;
 
 /// Starts with nothing.
 fn start(
@@ -213,14 +224,16 @@ fn start(
     limits: ConnLimits,
     metrics: &Rc<Metrics>,
     events: mpsc::Sender<UserEvent>,
-) -> Result<Running, AppError> {
+) -> Result<(Running, Kernel), AppError> {
     let rtsp = bind::listen(config.rtsp, "--rtsp")?;
     let admin = bind::listen(config.admin, "--admin")?;
     let plane = ControlPlane::new(config.plane.clone(), Box::new(OsEntropy))?;
-    let workers = Workers::start(worker_config(config), events).map_err(AppError::Workers)?;
+    let settings = worker_config(config);
+    let (kernel, ends) = start_kernel(&config.kernel, settings.worker_count());
+    let workers = Workers::start_with(settings, ends, events).map_err(AppError::Workers)?;
     let (standalone, done) =
         Standalone::new(plane, workers.installer(), limits, config.max_connections, Rc::clone(metrics));
-    Ok(Running { rtsp, admin, standalone, done, workers })
+    Ok((Running { rtsp, admin, standalone, done, workers }, kernel))
 }
 
 /// Starts with everything that the running proxy has, if we are to and one runs.
@@ -229,16 +242,20 @@ fn take_over(
     limits: &ConnLimits,
     metrics: &Rc<Metrics>,
     events: &mpsc::Sender<UserEvent>,
-) -> Result<Option<Running>, AppError> {
+) -> Result<Option<(Running, Kernel)>, AppError> {
     let Some(path) = config.handover.as_deref().filter(|_| config.take_over) else { return Ok(None) };
     let Some(arrived) = take::take(path, &version())? else {
         info!(event = "takeover.none", path = %path.display(), "no proxy runs there: starts by itself");
         return Ok(None);
     };
-    let standing = arrived.stand(config, worker_config(config), limits, metrics, events.clone())?;
+    let settings = worker_config(config);
+    // The other one stands still and forwards on in the kernel; if it has to go on, so do its tables.
+    let beside = Settings { beside: true, ..config.kernel.clone() };
+    let (kernel, ends) = start_kernel(&beside, settings.worker_count());
+    let standing = arrived.stand(config, (settings, ends), limits, metrics, events.clone())?;
     let running = standing.go()?;
     info!(event = "takeover.done", path = %path.display(), "took over from the running proxy");
-    Ok(Some(running))
+    Ok(Some((running, kernel)))
 }
 
 /// Lets the next program in. Without a door everything else works.
@@ -253,6 +270,22 @@ fn open_door(config: &Config, replaces: bool, requests: mpsc::Sender<Request>) -
                 "planned upgrades are not possible: {path}: {error}; --handover PATH names another place"
             );
             None
+        }
+    }
+}
+
+/// The kernel path where that may be, with the end of it for each worker; else why not, said once.
+fn start_kernel(settings: &Settings, workers: usize) -> (Kernel, KernelEnds) {
+    match KernelPath::start(settings, workers) {
+        Ok((kernel, ends)) => {
+            let pinned =
+                kernel.pinned().map_or_else(|| "nowhere".to_owned(), |path| path.display().to_string());
+            info!(event = "kernel.started", pinned, "media is forwarded in the kernel where it can be");
+            (Ok(kernel), ends.into_iter().map(Ok).collect())
+        }
+        Err(reason) => {
+            info!(event = "kernel.off", reason = reason.as_str(), "user path only: {reason}");
+            (Err(reason.clone()), (0..workers).map(|_| Err(reason.clone())).collect())
         }
     }
 }
@@ -273,13 +306,25 @@ fn shut_down(standalone: &mut Standalone, phase: Phase, patience: Duration) {
 
 /// Answers beside the loop: that the question arrived here has measured this loop, the reading measures the
 /// workers'.
-fn answer(ask: Ask, standalone: &Standalone, workers: &Workers, metrics: &Rc<Metrics>, phase: Phase) {
+fn answer(
+    ask: Ask,
+    standalone: &Standalone,
+    workers: &Workers,
+    kernel: &Kernel,
+    metrics: &Rc<Metrics>,
+    phase: Phase,
+) {
     let reading = workers.snapshot();
+    let path = kernel.as_ref().map(KernelPath::interfaces).map_err(Clone::clone);
+    let kernel_drops = kernel.as_ref().map(|kernel| kernel.counters().drops()).unwrap_or_default();
     let streams = standalone.plane().streams();
     let sessions = standalone.plane().session_count();
     let metrics = Rc::clone(metrics);
     tokio::task::spawn_local(async move {
-        let read: Result<Snapshot, _> = tokio::time::timeout(LOOP_DEADLINE, reading).await;
+        let read: Result<Snapshot, _> = tokio::time::timeout(LOOP_DEADLINE, reading).await.map(|mut read| {
+            read.merge(Snapshot { drops: kernel_drops, ..Snapshot::default() });
+            read
+        });
         match ask {
             Ask::Live(to) => {
                 let _ = to.send(Health::new().with("workers", workers_turn(&read)));
@@ -298,7 +343,11 @@ fn answer(ask: Ask, standalone: &Standalone, workers: &Workers, metrics: &Rc<Met
             Ask::Document(_, to) => {
                 // Without an answer of the workers the question stays unanswered: 503.
                 if let Ok(snapshot) = read {
-                    let document = status::streams(&streams, &snapshot);
+                    let kernel = match path {
+                        Ok(interfaces) => Ok(interfaces.await),
+                        Err(reason) => Err(reason),
+                    };
+                    let document = status::streams(&streams, &snapshot, &kernel);
                     let _ = to.send(serde_json::to_string(&document).expect("plain data always serialises"));
                 }
             }

@@ -11,6 +11,9 @@ use std::time::Duration;
 use msm_control_plane::config::{self as plane, Credentials, PullConfig, PullTransport, UserConfig};
 use msm_runtime::telemetry::{LogFormat, LogLevel};
 
+use crate::kernel::hop::Rung;
+use crate::kernel::service::Settings;
+
 pub mod args;
 pub mod check;
 
@@ -66,6 +69,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// How they are written.
     pub log_format: LogFormat,
+    /// The kernel path.
+    pub kernel: Settings,
     /// Settings of the session logic: pulls, users, times, limits.
     pub plane: plane::Config,
     /// What an operator should know although it works.
@@ -85,6 +90,7 @@ impl Default for Config {
             take_over: false,
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
+            kernel: Settings::default(),
             plane: plane::Config::default(),
             warnings: Vec::new(),
         }
@@ -105,6 +111,17 @@ pub fn environment() -> BTreeMap<String, String> {
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(key, _)| key.starts_with(ENV_PREFIX) || RUNTIME_DIRECTORIES.contains(&key.as_str()))
         .collect()
+}
+
+/// The admin address that a command was given, or the default.
+///
+/// # Errors
+/// If it is no address.
+pub fn admin_address(text: Option<&str>) -> Result<SocketAddr, ConfigError> {
+    let Some(text) = text else { return Ok(Config::default().admin) };
+    let mut problems = Problems::default();
+    let read = problems.take("--admin", text, check::address(text, DEFAULT_ADMIN_PORT));
+    read.ok_or_else(|| ConfigError { problems: problems.into_vec() })
 }
 
 /// What was given, by option: where from, and the value.
@@ -150,8 +167,9 @@ impl Given {
             };
         }
         overlay! {
-            rtsp admin rtp_ports session_timeout linger max_connections workers drain handover log_level log_format;
-            pull pull_transport credentials allow_basic user
+            rtsp admin rtp_ports session_timeout linger max_connections workers drain handover log_level log_format
+            max_rung adopt_grace bpffs;
+            pull pull_transport credentials allow_basic user interface
         }
         // The login of a pull without a file: MSM_PULL_<NAME>=user:password.
         for pull in &given.raw.pull {
@@ -195,6 +213,7 @@ impl Config {
         config.read_pulls(&given, &mut problems);
         config.read_users(&given, &mut problems);
         config.read_sessions(&given, &mut problems);
+        config.read_kernel(&given, &mut problems);
         config.read_running(&given, &mut problems);
         config.read_handover(&given, &directories, &mut problems);
         let problems = problems.into_vec();
@@ -391,6 +410,32 @@ impl Config {
             let key = given.key("max_connections");
             self.max_connections = problems.take(&key, text, read).unwrap_or(self.max_connections);
         }
+    }
+
+    fn read_kernel(&mut self, given: &Given, problems: &mut Problems) {
+        let kernel = &mut self.kernel;
+        if let Some(text) = &given.raw.max_rung {
+            let rungs = [Rung::Tcx, Rung::Tc, Rung::User];
+            let rung = rungs.into_iter().find(|rung| rung.as_str() == text);
+            let read = check::choice(text, &rungs.map(Rung::as_str), rung);
+            kernel.max_rung = problems.take(&given.key("max_rung"), text, read).unwrap_or(kernel.max_rung);
+        }
+        for text in &given.raw.interface {
+            if let Some(()) = problems.take(&given.key("interface"), text, check::interface(text)) {
+                kernel.interfaces.push(text.clone());
+            }
+        }
+        if let Some(text) = &given.raw.adopt_grace {
+            let read = check::duration(text, Duration::ZERO..=Duration::from_secs(3600));
+            let key = given.key("adopt_grace");
+            kernel.adopt_grace = problems.take(&key, text, read).unwrap_or(kernel.adopt_grace);
+        }
+        if let Some(text) = &given.raw.bpffs {
+            kernel.bpffs = text.into();
+        }
+        // The first media port is nobody else's in this network namespace, and the same after a restart.
+        let first = *self.rtp_ports.start();
+        kernel.instance = (first != 0).then(|| first.to_string());
     }
 
     fn read_running(&mut self, given: &Given, problems: &mut Problems) {

@@ -1,13 +1,29 @@
 //! The kernel half as user space sees it: the only code that talks to aya.
 //!
-//! This increment embeds the object, loads it and attaches it where a test asks for that. The data path of
-//! `standalone` runs in user space; nothing here is called by it yet.
+//! `service` owns the thread that loads and attaches the programs, keeps them over restarts and answers where
+//! packets come from and go to; `share` is what each worker has of it: tables, indices and answers.
 
 pub mod attach;
+pub mod counters;
+mod events;
 pub mod hop;
+mod hops;
+pub mod ladder;
 pub mod load;
 pub mod maps;
+mod net;
+mod netlink;
+mod object;
+pub mod pins;
+pub mod privileges;
+pub mod probe;
+pub mod service;
+pub mod share;
+pub mod slots;
 pub mod table;
+pub mod tables;
+pub mod undo;
+pub mod ways;
 
 /// The compiled kernel programs, `None` in a proxy that was built without the toolchain for them.
 #[cfg(msm_kernel_object)]

@@ -7,6 +7,7 @@
 pub mod app;
 pub mod banner;
 pub mod bind;
+pub mod commands;
 pub mod config;
 pub mod dial;
 pub mod front;

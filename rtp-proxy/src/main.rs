@@ -1,13 +1,17 @@
 //! Arguments → `Config` → telemetry → `app::run`.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use msm_runtime::telemetry;
 use rtp_proxy::app::{self, Stop};
-use rtp_proxy::config::{self, Cli, Config, Raw, Verb};
+use rtp_proxy::commands::{self, Outcome};
+use rtp_proxy::config::args::BpffsArgs;
+use rtp_proxy::config::{self, Cli, Config, ConfigError, Raw, Verb};
+use rtp_proxy::kernel::pins;
 
 /// Usage errors, as shells and clap have it.
 const USAGE: u8 = 2;
@@ -20,17 +24,34 @@ fn main() -> ExitCode {
     }
     match cli.verb {
         Some(Verb::Standalone(raw)) => standalone(*raw),
+        Some(Verb::Status(args)) => match config::admin_address(args.admin.as_deref()) {
+            Ok(admin) => finish(&commands::status::run(admin, &bpffs(&args.bpffs))),
+            Err(error) => usage(&error, "status"),
+        },
+        Some(Verb::Doctor(args)) => finish(&commands::doctor::run(&bpffs(&args))),
+        Some(Verb::Uninstall(args)) => finish(&commands::uninstall::run(&bpffs(&args))),
         None => ExitCode::from(USAGE),
     }
+}
+
+fn bpffs(args: &BpffsArgs) -> PathBuf {
+    args.bpffs.as_deref().unwrap_or(pins::BPFFS).into()
+}
+
+fn finish(outcome: &Outcome) -> ExitCode {
+    let _ = write!(std::io::stdout(), "{}", outcome.text);
+    if outcome.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn usage(error: &ConfigError, verb: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{error}\n\nrtp-proxy {verb} --help says more.");
+    ExitCode::from(USAGE)
 }
 
 fn standalone(raw: Raw) -> ExitCode {
     let config = match Config::load(raw, config::environment()) {
         Ok(config) => config,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}\n\nrtp-proxy standalone --help says more.");
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return usage(&error, "standalone"),
     };
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,6 +10,8 @@ use msm_graph::StreamId;
 use msm_runtime::metrics::{RtpTotals, Sample, StreamSample};
 use serde::Serialize;
 
+use crate::kernel::hop::{Rung, UserReason};
+use crate::kernel::service::InterfaceStatus;
 use crate::stats::{LegStats, Snapshot, StreamStats};
 
 /// Rung of every leg that the workers carry.
@@ -20,6 +22,45 @@ const RUNG: &str = "user";
 pub struct Streams {
     /// Every stream that is configured or published, by name.
     pub streams: Vec<Stream>,
+    /// The kernel path.
+    pub kernel: Kernel,
+}
+
+/// The kernel path of the process.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Kernel {
+    /// Whether there is one.
+    pub on: bool,
+    /// Why not; `null` if there is one.
+    pub reason: Option<String>,
+    /// Interfaces that were tried, by name.
+    pub interfaces: Vec<Interface>,
+}
+
+/// One interface.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// What carries the media that comes in by it: `tcx`, `tc` or `user`.
+    pub rung: &'static str,
+    /// Why it is not in the kernel; `null` if it is.
+    pub reason: Option<String>,
+}
+
+impl From<&Result<Vec<InterfaceStatus>, UserReason>> for Kernel {
+    fn from(found: &Result<Vec<InterfaceStatus>, UserReason>) -> Self {
+        let interface = |status: &InterfaceStatus| Interface {
+            name: status.interface.clone(),
+            rung: status.rung.as_ref().map_or(Rung::User, |rung| *rung).as_str(),
+            reason: status.rung.as_ref().err().map(ToString::to_string),
+        };
+        Self {
+            on: found.is_ok(),
+            reason: found.as_ref().err().map(ToString::to_string),
+            interfaces: found.iter().flatten().map(interface).collect(),
+        }
+    }
 }
 
 /// One stream.
@@ -111,11 +152,15 @@ impl From<&LegStats> for Leg {
 }
 
 /// Everything that is known about the streams.
-pub fn streams(plane: &[StreamStatus], snapshot: &Snapshot) -> Streams {
+pub fn streams(
+    plane: &[StreamStatus],
+    snapshot: &Snapshot,
+    kernel: &Result<Vec<InterfaceStatus>, UserReason>,
+) -> Streams {
     let by_id = index(snapshot);
     let mut streams: Vec<_> = plane.iter().map(|status| stream(status, data_of(&by_id, status))).collect();
     streams.sort_by(|a, b| a.name.cmp(&b.name));
-    Streams { streams }
+    Streams { streams, kernel: kernel.into() }
 }
 
 fn index(snapshot: &Snapshot) -> HashMap<StreamId, &StreamStats> {

@@ -18,6 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::bind::{self, Transport};
 use crate::install::Installer;
+use crate::kernel::hop::UserReason;
+use crate::kernel::service::WorkerEnd;
 use crate::stats::Snapshot;
 
 pub(crate) mod handover;
@@ -138,6 +140,9 @@ impl PlayerSockets {
     }
 }
 
+/// Each worker's end of the kernel path, or why it has none.
+pub type KernelEnds = Vec<Result<WorkerEnd, UserReason>>;
+
 /// The running workers.
 #[derive(Debug)]
 pub struct Workers {
@@ -156,6 +161,19 @@ impl Workers {
     /// When a port cannot be opened; the text names the port, its setting and, as far as `/proc` tells,
     /// who holds it.
     pub fn start(config: WorkerConfig, events: mpsc::Sender<UserEvent>) -> io::Result<Self> {
+        let ends = (0..config.worker_count()).map(|_| Err(UserReason::Capped)).collect();
+        Self::start_with(config, ends, events)
+    }
+
+    /// As [`Workers::start`], with each worker's end of the kernel path, or why it has none.
+    ///
+    /// # Errors
+    /// As [`Workers::start`].
+    pub fn start_with(
+        config: WorkerConfig,
+        kernel: KernelEnds,
+        events: mpsc::Sender<UserEvent>,
+    ) -> io::Result<Self> {
         let mut players = PlayerSockets::default();
         let mut warnings = Vec::new();
         let mut port = config.player_port;
@@ -183,12 +201,13 @@ impl Workers {
             }
         }
         let inherited = (0..config.worker_count()).map(|_| None).collect();
-        Self::spawn(config, events, players, warnings, inherited)
+        Self::spawn(config, kernel, events, players, warnings, inherited)
     }
 
     /// Starts the threads, one for each of `inherited`.
     fn spawn(
         config: WorkerConfig,
+        kernel: KernelEnds,
         events: mpsc::Sender<UserEvent>,
         players: PlayerSockets,
         warnings: Vec<String>,
@@ -204,9 +223,11 @@ impl Workers {
             receivers.push(receiver);
         }
         let mut threads = Vec::with_capacity(count);
+        let mut kernel = kernel.into_iter();
         for ((index, commands), inherited) in receivers.into_iter().enumerate().zip(inherited) {
             let start = worker::Start {
                 index,
+                kernel: kernel.next().unwrap_or(Err(UserReason::Capped)),
                 // The control thread has the first core to itself where there is more than one.
                 core: cores
                     .iter()

@@ -1,6 +1,7 @@
 //! Whole processes on the user path: the proxy with probes and real programs around it, over loopback.
 //!
-//! Every address of 127.0.0.0/8 is a peer of its own, so nothing here needs a privilege.
+//! Every address of 127.0.0.0/8 is a peer of its own, so nothing here needs a privilege. The files `kernel_*`
+//! need one: they load the kernel programs and have namespaces of their own.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
@@ -11,6 +12,9 @@ mod healthy;
 mod hostile_connections;
 mod hostile_media;
 mod hostile_sessions;
+mod kernel_ladder;
+mod kernel_restart;
+mod kernel_scene;
 mod lip_sync;
 mod load;
 mod reports;

@@ -5,6 +5,11 @@ use std::net::TcpStream;
 use std::thread::JoinHandle;
 
 use super::*;
+use crate::kernel::hop::Rung;
+use crate::kernel::service::Settings;
+
+/// `/v1/streams` of a proxy that has none.
+const EMPTY: &str = r#"{"streams":[],"kernel":{"on":false,"reason":"--max-rung user","interfaces":[]}}"#;
 
 struct Proxy {
     addresses: Addresses,
@@ -18,6 +23,7 @@ fn config() -> Config {
         admin: "127.0.0.1:0".parse().unwrap(),
         rtp_ports: 0..=0,
         workers: Some(1),
+        kernel: Settings { max_rung: Rung::User, ..Settings::default() },
         ..Config::default()
     }
 }
@@ -64,7 +70,7 @@ fn it_starts_on_free_ports_answers_its_probes_and_stops() {
     let (status, body) = proxy.get("/readyz?verbose", "*/*");
     assert_eq!(status, 200, "{body}");
     assert!(body.contains("[+] workers") && body.contains("[+] rtsp"), "{body}");
-    assert_eq!(proxy.get("/v1/streams", "*/*"), (200, r#"{"streams":[]}"#.to_owned()));
+    assert_eq!(proxy.get("/v1/streams", "*/*"), (200, EMPTY.to_owned()));
     assert_eq!(proxy.get("/nothing", "*/*").0, 404);
     proxy.end();
 }

@@ -28,6 +28,35 @@ pub struct Cli {
 pub enum Verb {
     /// Serve cameras and publishers to many viewers from this machine, without any configuration
     Standalone(Box<Raw>),
+    /// Show streams, viewers and what carries each; also what a proxy left that is not running
+    Status(StatusArgs),
+    /// Check what the kernel path needs on this machine, with the fix for each thing that is missing
+    Doctor(BpffsArgs),
+    /// Remove every program, link, filter and setting that proxies left in this network namespace
+    Uninstall(BpffsArgs),
+}
+
+/// Options of `rtp-proxy status`.
+#[derive(Debug, Clone, ClapArgs)]
+#[command(next_line_help = true)]
+pub struct StatusArgs {
+    /// Where the proxy's admin listener is
+    /// [default: 127.0.0.1:8081]
+    #[arg(verbatim_doc_comment, long, value_name = "ADDRESS:PORT")]
+    pub admin: Option<String>,
+    /// The kernel's part.
+    #[command(flatten)]
+    pub bpffs: BpffsArgs,
+}
+
+/// Where kernel state is kept.
+#[derive(Debug, Clone, ClapArgs)]
+#[command(next_line_help = true)]
+pub struct BpffsArgs {
+    /// BPF file system in which the kernel's part is kept over a restart
+    /// [default: /sys/fs/bpf]
+    #[arg(verbatim_doc_comment, long, value_name = "DIRECTORY")]
+    pub bpffs: Option<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -105,6 +134,23 @@ pub struct Raw {
     /// [default: 4096]
     #[arg(verbatim_doc_comment, long, value_name = "NUMBER", help_heading = "Sessions")]
     pub max_connections: Option<String>,
+
+    /// Best way to carry media that may be used: tcx, tc or user
+    /// [default: tcx]
+    #[arg(verbatim_doc_comment, long, value_name = "RUNG", help_heading = "Kernel path")]
+    pub max_rung: Option<String>,
+    /// Interface that the kernel path may use; repeatable
+    /// [default: those that cameras and viewers are reached through]
+    #[arg(verbatim_doc_comment, long, value_name = "NAME", help_heading = "Kernel path")]
+    pub interface: Vec<String>,
+    /// After a restart: how long streams that went on without the proxy wait to be taken over
+    /// [default: 60s]
+    #[arg(verbatim_doc_comment, long, value_name = "TIME", help_heading = "Kernel path")]
+    pub adopt_grace: Option<String>,
+    /// BPF file system in which the kernel's part is kept over a restart
+    /// [default: /sys/fs/bpf]
+    #[arg(verbatim_doc_comment, long, value_name = "DIRECTORY", help_heading = "Kernel path")]
+    pub bpffs: Option<String>,
 
     /// Data workers, each on a core of its own
     /// [default: all cores but one, at least 1]

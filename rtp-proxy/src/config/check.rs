@@ -229,6 +229,15 @@ pub(super) fn secret(path: &Path) -> Reading<(String, Option<String>)> {
     Ok((line.to_owned(), warning))
 }
 
+/// The name of an interface, which need not be there yet.
+pub(super) fn interface(text: &str) -> Reading<()> {
+    let good = |c: char| !c.is_whitespace() && c != '/' && !c.is_control();
+    if (1..=15).contains(&text.len()) && text.chars().all(good) && text != "." && text != ".." {
+        return Ok(());
+    }
+    wrong("no interface can have that name", "write eth0, for example; ip link shows the names")
+}
+
 /// The one of `names` that is nearest to `text`, if any is near at all.
 pub(super) fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let lower = text.to_ascii_lowercase();

@@ -7,7 +7,7 @@ fn raw(args: &[&str]) -> Raw {
     let line = ["rtp-proxy", "standalone"].iter().chain(args);
     match Cli::try_parse_from(line).unwrap().verb {
         Some(Verb::Standalone(raw)) => *raw,
-        None => panic!("no verb"),
+        other => panic!("{other:?}"),
     }
 }
 

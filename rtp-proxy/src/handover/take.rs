@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::front::Accepted;
 use crate::standalone::{Done, OsEntropy, Standalone, now};
 use crate::user::handover::{Descriptors, Estate, Waiting};
-use crate::user::{UserEvent, WorkerConfig, Workers};
+use crate::user::{KernelEnds, UserEvent, WorkerConfig, Workers};
 
 /// Longest wait for the running proxy to come to rest and to send everything.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -136,7 +136,7 @@ impl Arrived {
     pub(crate) fn stand(
         self,
         config: &Config,
-        workers: WorkerConfig,
+        (workers, kernel): (WorkerConfig, KernelEnds),
         limits: &ConnLimits,
         metrics: &Rc<Metrics>,
         events: mpsc::Sender<UserEvent>,
@@ -160,7 +160,7 @@ impl Arrived {
             at,
         };
         let count = workers.worker_count();
-        let mut waiting = Workers::inherit(workers, events, limits, estate)?;
+        let mut waiting = Workers::inherit(workers, kernel, events, limits, estate)?;
         let plane = inventory.standalone.take_plane();
         let plane = ControlPlane::restore(config.plane.clone(), Box::new(OsEntropy), plane, &at, now())?;
         let installer = waiting.workers.installer();

@@ -2,6 +2,10 @@
 
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use msm_fastpath::limits;
+
+use super::pins::Pins;
+use super::tables::{map_data, name};
 
 /// Name of the program for ingress by TCX or tc.
 pub const TCX_INGRESS: &str = "tcx_ingress";
@@ -39,6 +43,23 @@ pub enum LoadError {
     },
 }
 
+/// How much the maps hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Flows: tracks that arrive by UDP.
+    pub flows: u32,
+    /// Legs: tracks of viewers.
+    pub legs: u32,
+    /// Media addresses of ours.
+    pub ports: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { flows: limits::FLOWS, legs: limits::LEGS, ports: limits::PORTS }
+    }
+}
+
 /// Loaded programs and their maps. Dropping it detaches and unloads everything that is not pinned.
 #[derive(Debug)]
 pub struct Kernel {
@@ -59,6 +80,54 @@ impl Kernel {
         kernel.tcx_mut()?.load().map_err(refused(TCX_INGRESS))?;
         kernel.xdp_mut()?.load().map_err(refused(XDP_INGRESS))?;
         Ok(kernel)
+    }
+
+    /// Loads the ingress program of `object` alone, on maps of `capacity`; with `pins` on the maps that are
+    /// pinned there, whatever their capacity.
+    ///
+    /// # Errors
+    /// As [`Kernel::load`].
+    pub fn load_with(
+        object: Option<&[u8]>,
+        capacity: Capacity,
+        pins: Option<&Pins>,
+    ) -> Result<Self, LoadError> {
+        let object = object.ok_or(LoadError::NotBuilt)?;
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        for (map, entries) in [
+            (name::FLOWS, capacity.flows),
+            (name::FLOW_STATS, capacity.flows),
+            (name::LEGS, capacity.legs),
+            (name::GATES, capacity.legs),
+            (name::LEG_STATS, capacity.legs),
+            (name::PORTS, capacity.ports),
+        ] {
+            loader.map_max_entries(map, entries);
+        }
+        if let Some(pins) = pins {
+            for map in name::ALL {
+                loader.map_pin_path(map, pins.object(map));
+            }
+        }
+        let mut kernel = Self { ebpf: loader.load(object).map_err(Box::new)? };
+        kernel
+            .tcx_mut()?
+            .load()
+            .map_err(|source| LoadError::Refused { program: TCX_INGRESS, source: Box::new(source) })?;
+        Ok(kernel)
+    }
+
+    /// Pins every map that another process needs to go on.
+    ///
+    /// # Errors
+    /// From the kernel, in words.
+    pub(super) fn pin_maps(&self, pins: &Pins) -> Result<(), String> {
+        for map in name::ALL {
+            let data = self.ebpf.map(map).and_then(map_data).ok_or_else(|| format!("no map {map}"))?;
+            data.pin(pins.object(map)).map_err(|error| format!("{map}: {error}"))?;
+        }
+        Ok(())
     }
 
     /// The TCX program.

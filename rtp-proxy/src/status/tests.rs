@@ -69,7 +69,11 @@ fn snapshot(stream: StreamId, legs: u8) -> Snapshot {
 #[test]
 fn the_document_has_exactly_the_stated_shape() {
     let id = StreamId::new(1, [1; 10]);
-    let document = streams(&[status("door", Some(id)), status("attic", None)], &snapshot(id, 2));
+    let document = streams(
+        &[status("door", Some(id)), status("attic", None)],
+        &snapshot(id, 2),
+        &Err(UserReason::Capped),
+    );
     let json: serde_json::Value = serde_json::to_value(&document).unwrap();
     let source = serde_json::json!({"kind": "pull", "transport": "udp", "peer": "192.168.1.64:554"});
     let want = serde_json::json!({"streams": [
@@ -81,7 +85,8 @@ fn the_document_has_exactly_the_stated_shape() {
             {"peer": "10.0.0.1:4000", "transport": "tcp", "rung": "user", "state": "active", "packets": 7,
              "bytes": 8400, "lost": 4, "jitter_seconds": 0.0015, "dropped": {"queue_full": 2}},
             {"peer": "10.0.0.2:4000", "transport": "tcp", "rung": "user", "state": "active", "packets": 7,
-             "bytes": 8400, "lost": null, "jitter_seconds": null, "dropped": {"queue_full": 2}}]}]});
+             "bytes": 8400, "lost": null, "jitter_seconds": null, "dropped": {"queue_full": 2}}]}],
+        "kernel": {"on": false, "reason": "--max-rung user", "interfaces": []}});
     assert_eq!(json, want);
 }
 
@@ -91,7 +96,7 @@ fn what_is_wrong_is_said_and_otherwise_absent() {
     let mut wrong = status("door", Some(id));
     wrong.error = Some("the camera cannot be reached: Connection refused".to_owned());
     wrong.silent_tracks = vec![TrackId(0)];
-    let json = serde_json::to_value(streams(&[wrong], &snapshot(id, 0))).unwrap();
+    let json = serde_json::to_value(streams(&[wrong], &snapshot(id, 0), &Err(UserReason::Capped))).unwrap();
     assert_eq!(json["streams"][0]["error"], "the camera cannot be reached: Connection refused");
     assert_eq!(json["streams"][0]["tracks"][0]["silent"], true);
 }

@@ -21,7 +21,7 @@ use super::worker::inventory::{
     Freeze, Inherited, InheritedConn, InheritedPair, PairInventory, Phase, WorkerInventory,
 };
 use super::worker::{Command, PlayerPeer};
-use super::{PlayerPair, PlayerSockets, UserEvent, WorkerConfig, Workers, input_pair::PairId};
+use super::{KernelEnds, PlayerPair, PlayerSockets, UserEvent, WorkerConfig, Workers, input_pair::PairId};
 use crate::install::inventory::InheritedConn as KnownConn;
 
 /// Longest wait for a worker to do what it is told while it stands still.
@@ -180,6 +180,7 @@ impl Workers {
     /// An inventory that cannot be taken over, a thread that cannot be started.
     pub(crate) fn inherit(
         config: WorkerConfig,
+        kernel: KernelEnds,
         events: mpsc::Sender<UserEvent>,
         limits: &ConnLimits,
         estate: Estate,
@@ -256,7 +257,7 @@ impl Workers {
             on_control.push(parts);
         }
         let inherited = inherited.into_iter().map(Some).collect();
-        let workers = Self::spawn(config, events, players, Vec::new(), inherited)
+        let workers = Self::spawn(config, kernel, events, players, Vec::new(), inherited)
             .map_err(|error| Malformed::new("worker", error.to_string()))?;
         let (answers, go): (Vec<_>, Vec<_>) = gates.into_iter().unzip();
         for answer in wait(answers).map_err(|words| Malformed::new("worker", words))? {

@@ -16,6 +16,9 @@ use msm_graph::{ConnId, LegId, PortPair, Report, StreamId, TrackId};
 use msm_media::jitter::MIN_WINDOW;
 use tokio::sync::{Notify, mpsc};
 
+use crate::kernel::hop::UserReason;
+use crate::kernel::service::WorkerEnd;
+
 use super::input_pair::{InputPair, PairId};
 use super::io_buffers::IoBuffers;
 use super::leg::{Drops, LegOut, Way};
@@ -44,6 +47,9 @@ const BACKLOG: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) index: usize,
+    /// Its end of the kernel path, or why it has none.
+    #[expect(dead_code, reason = "legs are not moved yet")]
+    pub(crate) kernel: Result<WorkerEnd, UserReason>,
     pub(crate) core: Option<usize>,
     pub(crate) players: PlayerSockets,
     pub(crate) workers: Vec<WorkerHandle>,

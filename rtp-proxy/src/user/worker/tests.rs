@@ -35,7 +35,9 @@ fn worker(index: usize) -> (Rc<Shared>, [Commands; 2]) {
     };
     let players = PlayerSockets { v4: Some(pair), v6: None };
     let (events, _) = mpsc::channel(1);
-    let start = Start { index, core: None, players, workers: vec![first, second], events, inherited: None };
+    let kernel = Err(UserReason::Capped);
+    let workers = vec![first, second];
+    let start = Start { index, kernel, core: None, players, workers, events, inherited: None };
     (Rc::new(Shared::new(start)), [first_queue, second_queue])
 }
 

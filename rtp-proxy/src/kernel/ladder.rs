@@ -1,0 +1,327 @@
+//! The ladder of one network namespace: per interface TCX, else tc, else the workers, found by trying.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::{fs, mem};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{LinkOrder, ProgramError, TcAttachType};
+use nix::net::if_::if_nametoindex;
+use tracing::info;
+
+use super::hop::{Rung, UserReason};
+use super::load::{Kernel, TCX_INGRESS};
+use super::netlink::Requests;
+use super::object::link_interface;
+use super::pins::{Pins, Record};
+
+/// Priority of our filter on the tc rung: the programs of others usually have lower numbers and so the first
+/// look.
+pub const TC_PRIORITY: u16 = 0x6d73;
+
+/// The filter's handle: the same for every process of one instance.
+pub fn tc_handle(instance: &str) -> TcHandle {
+    let number = instance.parse::<u16>().unwrap_or_else(|_| {
+        instance.bytes().fold(0_u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(u16::from(byte)))
+    });
+    TcHandle::new(0, number.max(1))
+}
+
+/// The program on one interface.
+#[derive(Debug)]
+pub struct Attached {
+    /// Name of the interface when it was attached.
+    pub name: String,
+    /// How.
+    pub rung: Rung,
+    /// The TCX link; on the tc rung there is none.
+    link: Option<FdLink>,
+    /// Whether the clsact qdisc is ours.
+    clsact: bool,
+}
+
+/// Programs on interfaces.
+#[derive(Debug)]
+pub struct Ladder {
+    kernel: Kernel,
+    pins: Pinning,
+    max: Rung,
+    handle: TcHandle,
+    attached: BTreeMap<u32, Attached>,
+}
+
+/// Whether what is attached outlives the process. Nothing is pinned before something is attached.
+#[derive(Debug)]
+pub enum Pinning {
+    /// It does not, for this reason.
+    No(String),
+    /// It will, in that bpffs, from the first attachment on.
+    Planned(Pins, PathBuf),
+    /// It does.
+    Done(Pins),
+}
+
+/// Links that were taken over from an earlier process.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Names of the interfaces that go on.
+    pub interfaces: Vec<String>,
+    /// Indices of interfaces that are gone, or on which the program could not be replaced, with the reason.
+    pub dropped: Vec<(u32, String)>,
+}
+
+impl Ladder {
+    /// Nothing attached yet.
+    ///
+    /// `max`: the best rung that may be tried. `handle`: of the filter on the tc rung.
+    pub fn new(kernel: Kernel, pins: Pinning, max: Rung, handle: TcHandle) -> Self {
+        Self { kernel, pins, max, handle, attached: BTreeMap::new() }
+    }
+
+    /// The loaded programs and maps.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Where things are pinned, once they are.
+    pub fn pins(&self) -> Option<&Pins> {
+        match &self.pins {
+            Pinning::Done(pins) => Some(pins),
+            Pinning::No(_) | Pinning::Planned(..) => None,
+        }
+    }
+
+    /// Pins what is loaded, if that is planned.
+    fn pin(&mut self) {
+        let Pinning::Planned(pins, bpffs) = &self.pins else { return };
+        let made = pins.make(bpffs).map_err(|error| error.to_string());
+        let done = made.and_then(|()| self.kernel.pin_maps(pins));
+        match done {
+            Ok(()) => {
+                self.pins = Pinning::Done(pins.clone());
+                self.pin_program();
+            }
+            Err(why) => {
+                pins.remove().ok();
+                info!(event = "kernel.unpinned", reason = why, "forwarding will end with this process");
+                self.pins = Pinning::No(why);
+            }
+        }
+    }
+
+    /// What is attached, by the interface's index.
+    pub fn attached(&self) -> &BTreeMap<u32, Attached> {
+        &self.attached
+    }
+
+    /// Replaces the program on every pinned link in place, and on the recorded filters: forwarding never
+    /// stops, and the ids of links stay.
+    pub fn adopt(&mut self) -> Adopted {
+        let Some(pins) = self.pins().cloned() else { return Adopted::default() };
+        let mut adopted = Adopted::default();
+        let records = pins.records();
+        for ifindex in pins.links() {
+            match self.adopt_link(&pins, ifindex) {
+                Ok(link) => {
+                    let record = records.get(&ifindex);
+                    let name = record.map_or_else(|| ifindex.to_string(), |record| record.name.clone());
+                    adopted.interfaces.push(name.clone());
+                    let clsact = record.is_some_and(|record| record.clsact);
+                    let attached = Attached { name, rung: Rung::Tcx, link: Some(link), clsact };
+                    self.attached.insert(ifindex, attached);
+                }
+                Err(why) => {
+                    fs::remove_file(pins.link(ifindex)).ok();
+                    adopted.dropped.push((ifindex, why));
+                }
+            }
+        }
+        for (ifindex, record) in records.into_iter().filter(|(_, record)| record.rung == Rung::Tc) {
+            if if_nametoindex(record.name.as_str()) != Ok(ifindex) {
+                pins.remove_record(ifindex);
+                adopted.dropped.push((ifindex, format!("{} is gone", record.name)));
+                continue;
+            }
+            match self.attach_filter(&record.name) {
+                Ok(()) => {
+                    adopted.interfaces.push(record.name.clone());
+                    let attached =
+                        Attached { name: record.name, rung: Rung::Tc, link: None, clsact: record.clsact };
+                    self.attached.insert(ifindex, attached);
+                }
+                Err(error) => adopted.dropped.push((ifindex, words(&error))),
+            }
+        }
+        adopted
+    }
+
+    fn adopt_link(&mut self, pins: &Pins, ifindex: u32) -> Result<FdLink, String> {
+        let path = pins.link(ifindex);
+        match link_interface(&path).map_err(|error| error.to_string())? {
+            0 => return Err("the interface is gone".to_owned()),
+            found if found != ifindex => return Err(format!("the link is on interface {found}")),
+            _ => {}
+        }
+        let link = FdLink::from(PinnedLink::from_pin(path).map_err(|error| error.to_string())?);
+        if self.max > Rung::Tcx {
+            return Err(format!("--max-rung {}", self.max.as_str()));
+        }
+        let link = SchedClassifierLink::try_from(link).map_err(|error| error.to_string())?;
+        let program = self.kernel.tcx_mut().map_err(|error| error.to_string())?;
+        let id = program.attach_to_link(link).map_err(|error| words(&error))?;
+        let link = program.take_link(id).map_err(|error| words(&error))?;
+        FdLink::try_from(link).map_err(|error| error.to_string())
+    }
+
+    /// Pins the program under its name in place of an earlier process's, for those who look.
+    pub fn pin_program(&mut self) {
+        let Pinning::Done(pins) = &self.pins else { return };
+        let path = pins.object(TCX_INGRESS);
+        fs::remove_file(&path).ok();
+        if let Ok(program) = self.kernel.tcx_mut() {
+            program.pin(&path).ok();
+        }
+    }
+
+    /// Attaches the program to an interface's ingress by the best rung that works, behind the programs of
+    /// others. What is attached already stays as it is.
+    ///
+    /// # Errors
+    /// [`UserReason::Interface`] with the answer of each rung, [`UserReason::Capped`].
+    pub fn attach(&mut self, ifindex: u32, name: &str) -> Result<Rung, UserReason> {
+        if let Some(attached) = self.attached.get(&ifindex) {
+            return Ok(attached.rung);
+        }
+        if self.max == Rung::User {
+            return Err(UserReason::Capped);
+        }
+        self.pin();
+        let mut why = Vec::new();
+        if self.max == Rung::Tcx {
+            match self.attach_tcx_link(ifindex, name) {
+                Ok(link) => return Ok(self.keep(ifindex, name, Rung::Tcx, Some(link), false)),
+                Err(error) => why.push(format!("tcx: {error}")),
+            }
+        } else {
+            why.push(format!("tcx: --max-rung {}", self.max.as_str()));
+        }
+        match self.attach_tc(ifindex, name) {
+            Ok(clsact) => return Ok(self.keep(ifindex, name, Rung::Tc, None, clsact)),
+            Err(error) => why.push(format!("tc: {error}")),
+        }
+        Err(UserReason::Interface { interface: name.to_owned(), why: why.join("; ") })
+    }
+
+    fn keep(&mut self, ifindex: u32, name: &str, rung: Rung, link: Option<FdLink>, clsact: bool) -> Rung {
+        let name = name.to_owned();
+        self.attached.insert(ifindex, Attached { name, rung, link, clsact });
+        rung
+    }
+
+    /// Attaches by name, then looks where the link is: a name may have moved to another interface meanwhile.
+    fn attach_tcx_link(&mut self, ifindex: u32, name: &str) -> Result<FdLink, String> {
+        let program = self.kernel.tcx_mut().map_err(|error| error.to_string())?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::last());
+        let id =
+            program.attach_with_options(name, TcAttachType::Ingress, order).map_err(|error| words(&error))?;
+        let link = program.take_link(id).map_err(|error| words(&error))?;
+        let link = FdLink::try_from(link).map_err(|error| error.to_string())?;
+        let moved = || format!("{name} is another interface now");
+        let Some(pins) = self.pins() else {
+            return if if_nametoindex(name) == Ok(ifindex) { Ok(link) } else { Err(moved()) };
+        };
+        let path = pins.link(ifindex);
+        fs::remove_file(&path).ok();
+        let record = Record { name: name.to_owned(), rung: Rung::Tcx, clsact: false, batching: None };
+        pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
+        let link = FdLink::from(link.pin(&path).map_err(|error| error.to_string())?);
+        if link_interface(&path).is_ok_and(|found| found != ifindex) {
+            fs::remove_file(&path).ok();
+            return Err(moved());
+        }
+        Ok(link)
+    }
+
+    /// Returns whether the qdisc is ours. The record comes first: what it names can always be removed.
+    fn attach_tc(&mut self, ifindex: u32, name: &str) -> Result<bool, String> {
+        let pins = match &self.pins {
+            Pinning::Done(pins) => pins.clone(),
+            Pinning::No(why) => return Err(format!("the filter cannot be recorded: {why}")),
+            Pinning::Planned(..) => return Err("the filter cannot be recorded".to_owned()),
+        };
+        let there = Requests::open().and_then(|mut requests| requests.has_clsact(ifindex));
+        let clsact = !there.map_err(|error| error.to_string())?;
+        if clsact {
+            qdisc_add_clsact(name).map_err(|error| error.to_string())?;
+        }
+        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact, batching: None };
+        pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
+        if if_nametoindex(name) != Ok(ifindex) {
+            return Err(format!("{name} is another interface now"));
+        }
+        self.attach_filter(name).map_err(|error| words(&error))?;
+        Ok(clsact)
+    }
+
+    /// Puts the filter there, or the new program into the filter that is there.
+    fn attach_filter(&mut self, name: &str) -> Result<(), ProgramError> {
+        let handle = self.handle;
+        let program = self.kernel.tcx_mut().map_err(|_| ProgramError::NotLoaded)?;
+        let there = SchedClassifierLink::attached(name, TcAttachType::Ingress, TC_PRIORITY, handle, None)
+            .map_err(TcError::IoError)?;
+        let id = if let Ok(id) = program.attach_to_link(there) {
+            id
+        } else {
+            let options = NlOptions { priority: TC_PRIORITY, handle, classid: None };
+            program.attach_with_options(name, TcAttachType::Ingress, TcAttachOptions::Netlink(options))?
+        };
+        // Dropping it would remove the filter; the record is what remembers it.
+        mem::forget(program.take_link(id)?);
+        Ok(())
+    }
+
+    /// Forgets an interface that is gone, with its pins.
+    pub fn forget(&mut self, ifindex: u32) -> Option<String> {
+        let gone = self.attached.remove(&ifindex)?;
+        if let Some(pins) = self.pins() {
+            fs::remove_file(pins.link(ifindex)).ok();
+            pins.remove_record(ifindex);
+        }
+        Some(gone.name)
+    }
+
+    /// Detaches everything and removes the pins.
+    pub fn remove(mut self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (ifindex, attached) in mem::take(&mut self.attached) {
+            if attached.rung == Rung::Tc && if_nametoindex(attached.name.as_str()) == Ok(ifindex) {
+                problems
+                    .extend(super::undo::remove_filter(&attached.name, self.handle, attached.clsact).err());
+            }
+            drop(attached.link);
+        }
+        if let Some(pins) = self.pins() {
+            problems.extend(pins.remove().err().map(|error| error.to_string()));
+        }
+        problems
+    }
+
+    /// Lets go of everything without detaching what is pinned: the next process adopts it.
+    pub fn leave(self) {
+        for attached in self.attached.into_values() {
+            drop(attached.link);
+        }
+    }
+}
+
+/// The kernel's answer without the words that every program error starts with.
+pub(super) fn words(error: &ProgramError) -> String {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.to_string(),
+        ProgramError::TcError(error) => error.to_string(),
+        other => other.to_string(),
+    }
+}

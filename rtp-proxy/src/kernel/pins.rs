@@ -1,0 +1,443 @@
+//! What outlives the process: the directory under bpffs in which maps, programs, links and the records of
+//! what else was changed are pinned.
+//!
+//! ```text
+//! <bpffs>/msm/<network namespace>/<instance>/
+//!     netns -> net:[4026531840]           the same namespace as other tools show it
+//!     <ABI>/FLOWS ...                     maps
+//!     <ABI>/tcx_ingress                   the program
+//!     <ABI>/link-3                        its TCX link on the interface with this index
+//!     <ABI>/interface-3 -> name=eth0 ...  record of what else was changed there
+//! ```
+//!
+//! A record is a symbolic link, because bpffs holds no ordinary files: it disappears with the pins it
+//! belongs to, and a reboot takes all of it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use msm_fastpath::abi::LAYOUTS;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::hop::Rung;
+use super::object::detach_link;
+
+/// Where bpffs usually is.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// Raised when entries of the same layout mean something else.
+const REVISION: u32 = 1;
+/// Our folder there.
+const FOLDER: &str = "msm";
+const NETNS: &str = "netns";
+pub(super) const LINK: &str = "link-";
+const RECORD: &str = "interface-";
+
+/// Why nothing can be pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// There is no bpffs, and none can be mounted.
+    #[error("no bpffs at {path} and mounting it failed ({source}); run: mount -t bpf bpf {path}")]
+    NoBpffs {
+        /// Where it was expected.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: nix::Error,
+    },
+    /// A directory cannot be made or read.
+    #[error("{path}: {source}")]
+    Io {
+        /// Its path.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another process has this instance.
+    #[error("another rtp-proxy (instance {instance}) uses the kernel path of this network namespace")]
+    Held {
+        /// Its name.
+        instance: String,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> PinsError {
+    let path = path.to_owned();
+    move |source| PinsError::Io { path, source }
+}
+
+/// Eight bytes of FNV-1a, in hexadecimal, over every shared type's layout and [`REVISION`].
+pub fn abi() -> String {
+    let mut text = format!("{REVISION}");
+    for layout in LAYOUTS {
+        let _ = write!(text, ";{} {} {}", layout.name, layout.size, layout.align);
+        for field in layout.fields {
+            let _ = write!(text, ",{} {} {}", field.name, field.offset, field.size);
+        }
+    }
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+/// Whether a path lies on a BPF file system.
+pub fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Makes sure that `path` is a BPF file system; mounts one where it is not and that is allowed.
+///
+/// # Errors
+/// [`PinsError::NoBpffs`], with the command to run.
+pub fn ensure_bpffs(path: &Path) -> Result<(), PinsError> {
+    if is_bpffs(path) {
+        return Ok(());
+    }
+    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|source| PinsError::NoBpffs { path: path.to_owned(), source })
+}
+
+/// Inode of the calling thread's network namespace, as `lsns` and `/proc/*/ns/net` show it.
+fn netns_inode() -> String {
+    fs::read_link("/proc/thread-self/ns/net")
+        .map_or_else(|_| "net:[0]".to_owned(), |p| p.display().to_string())
+}
+
+/// Name of the calling thread's network namespace that no later namespace gets: its cookie; its inode on
+/// kernels before 5.14.
+pub fn netns() -> String {
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    let cookie_known = UnixDatagram::unbound().is_ok_and(|socket| {
+        // SAFETY: `cookie` and `len` are valid for writes and `len` says how large `cookie` is; the
+        // descriptor is open for the whole call.
+        let rc = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut len,
+            )
+        };
+        rc == 0
+    });
+    if cookie_known {
+        return cookie.to_string();
+    }
+    netns_inode().trim_matches(|c: char| !c.is_ascii_digit()).to_owned()
+}
+
+/// The right to use an instance's pins; the kernel takes it back when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _name: UnixDatagram,
+}
+
+impl Lock {
+    /// Takes the instance of this name in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`PinsError::Held`] while another process has it.
+    pub fn take(instance: &str) -> Result<Self, PinsError> {
+        let held = |_| PinsError::Held { instance: instance.to_owned() };
+        let name =
+            SocketAddr::from_abstract_name(format!("msm/rtp-proxy/kernel/{instance}")).map_err(held)?;
+        Ok(Self { _name: UnixDatagram::bind_addr(&name).map_err(held)? })
+    }
+}
+
+/// What was changed on an interface beside its TCX link, so that it can be changed back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Name of the interface when the record was written.
+    pub name: String,
+    /// How the program is attached.
+    pub rung: Rung,
+    /// The clsact qdisc is ours.
+    pub clsact: bool,
+    /// Settings of batching as they were before.
+    pub batching: Option<Batching>,
+}
+
+/// Settings that batching changes, as they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// Threaded NAPI.
+    pub threaded: bool,
+    /// GRO.
+    pub gro: bool,
+    /// `rx-udp-gro-forwarding`.
+    pub udp_gro_forwarding: bool,
+}
+
+impl Record {
+    fn to_text(&self) -> String {
+        let mut text = format!("name={} rung={}", self.name, self.rung.as_str());
+        if self.clsact {
+            text.push_str(" clsact=ours");
+        }
+        if let Some(batching) = self.batching {
+            let bit = u8::from;
+            let _ = write!(
+                text,
+                " threaded={} gro={} udp-gro-forwarding={}",
+                bit(batching.threaded),
+                bit(batching.gro),
+                bit(batching.udp_gro_forwarding)
+            );
+        }
+        text
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let fields: BTreeMap<&str, &str> =
+            text.split(' ').filter_map(|field| field.split_once('=')).collect();
+        let rung = [Rung::Tcx, Rung::Tc, Rung::User]
+            .into_iter()
+            .find(|rung| fields.get("rung") == Some(&rung.as_str()))?;
+        let on = |key| fields.get(key).is_some_and(|value| *value == "1");
+        let batching = fields.contains_key("threaded").then(|| Batching {
+            threaded: on("threaded"),
+            gro: on("gro"),
+            udp_gro_forwarding: on("udp-gro-forwarding"),
+        });
+        let name = (*fields.get("name")?).to_owned();
+        Some(Self { name, rung, clsact: fields.contains_key("clsact"), batching })
+    }
+}
+
+/// The pins of one instance with one ABI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pins {
+    path: PathBuf,
+}
+
+impl Pins {
+    /// Pins of `instance` and `abi` in the calling thread's network namespace. Nothing is made yet.
+    pub fn plan(bpffs: &Path, instance: &str, abi: &str) -> Self {
+        Self { path: bpffs.join(FOLDER).join(netns()).join(instance).join(abi) }
+    }
+
+    /// Makes the directory, and bpffs around it where there is none and that is allowed.
+    ///
+    /// # Errors
+    /// [`PinsError`].
+    pub fn make(&self, bpffs: &Path) -> Result<(), PinsError> {
+        ensure_bpffs(bpffs)?;
+        fs::create_dir_all(&self.path).map_err(at(&self.path))?;
+        let Some(instance) = self.path.parent() else { return Ok(()) };
+        match symlink(netns_inode(), instance.join(NETNS)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(instance)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether every one of `names` is pinned; `None` if only some are.
+    pub fn has_all(&self, names: &[&str]) -> Option<bool> {
+        let there = names.iter().filter(|name| self.object(name).exists()).count();
+        if there == names.len() { Some(true) } else { (there == 0).then_some(false) }
+    }
+
+    /// Pins as they are found, nothing is made.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Path of a map or program.
+    pub fn object(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Path of the link on an interface.
+    pub fn link(&self, ifindex: u32) -> PathBuf {
+        self.path.join(format!("{LINK}{ifindex}"))
+    }
+
+    /// Interfaces that have a pinned link.
+    pub fn links(&self) -> Vec<u32> {
+        self.numbered(LINK)
+    }
+
+    fn numbered(&self, prefix: &str) -> Vec<u32> {
+        let names = names(&self.path);
+        let mut found: Vec<u32> =
+            names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Every record, by the interface's index.
+    pub fn records(&self) -> BTreeMap<u32, Record> {
+        let read = |ifindex| {
+            let text = fs::read_link(self.record(ifindex)).ok()?;
+            Some((ifindex, Record::from_text(text.to_str()?)?))
+        };
+        self.numbered(RECORD).into_iter().filter_map(read).collect()
+    }
+
+    fn record(&self, ifindex: u32) -> PathBuf {
+        self.path.join(format!("{RECORD}{ifindex}"))
+    }
+
+    /// Writes or replaces the record of an interface.
+    ///
+    /// # Errors
+    /// [`PinsError::Io`].
+    pub fn put_record(&self, ifindex: u32, record: &Record) -> Result<(), PinsError> {
+        let path = self.record(ifindex);
+        // bpffs takes no dot in a name.
+        let next = self.path.join("next");
+        fs::remove_file(&next).ok();
+        symlink(record.to_text(), &next).map_err(at(&next))?;
+        fs::rename(&next, &path).map_err(at(&path))
+    }
+
+    /// Removes the record of an interface.
+    pub fn remove_record(&self, ifindex: u32) {
+        fs::remove_file(self.record(ifindex)).ok();
+    }
+
+    /// Removes every pin and the directory, and the directories above that are empty then. Links go first:
+    /// nothing forwards on the strength of maps that are going.
+    ///
+    /// # Errors
+    /// [`PinsError::Io`].
+    pub fn remove(&self) -> Result<(), PinsError> {
+        for ifindex in self.links() {
+            let path = self.link(ifindex);
+            // A link whose interface is gone has nothing to be detached from.
+            detach_link(&path).ok();
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
+        for name in names(&self.path) {
+            let path = self.path.join(name);
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
+        fs::remove_dir(&self.path).map_err(at(&self.path))?;
+        let Some(instance) = self.path.parent() else { return Ok(()) };
+        if names(instance) == [NETNS] {
+            fs::remove_file(instance.join(NETNS)).ok();
+            // Each only if it is empty; what is not ours stays.
+            instance.ancestors().take(3).all(|directory| fs::remove_dir(directory).is_ok());
+        }
+        Ok(())
+    }
+}
+
+/// Whether the process that has an instance runs, as seen from the same network namespace.
+pub fn is_running(instance: &str) -> bool {
+    Lock::take(instance).is_err()
+}
+
+/// Pins of one instance as they lie there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Name of the instance.
+    pub instance: String,
+    /// ABI that they were written with.
+    pub abi: String,
+    /// The pins.
+    pub pins: Pins,
+}
+
+/// Every instance with pins in the calling thread's network namespace.
+pub fn find(bpffs: &Path) -> Vec<Found> {
+    found_in(&bpffs.join(FOLDER).join(netns()))
+}
+
+fn found_in(namespace: &Path) -> Vec<Found> {
+    let mut found = Vec::new();
+    for instance in names(namespace) {
+        for abi in names(&namespace.join(&instance)).into_iter().filter(|name| name != NETNS) {
+            let pins = Pins::at(namespace.join(&instance).join(&abi));
+            found.push(Found { instance: instance.clone(), abi, pins });
+        }
+    }
+    found
+}
+
+/// Instances whose network namespace is gone: nothing can be attached there any more.
+pub fn orphans(bpffs: &Path) -> Vec<Found> {
+    let folder = bpffs.join(FOLDER);
+    let ours = netns();
+    let mut alive = None;
+    let mut found = Vec::new();
+    for namespace in names(&folder).into_iter().filter(|name| *name != ours) {
+        for of_instance in found_in(&folder.join(&namespace)) {
+            let named = folder.join(&namespace).join(&of_instance.instance).join(NETNS);
+            let Ok(inode) = fs::read_link(named) else { continue };
+            let alive = alive.get_or_insert_with(namespaces);
+            if !alive.contains(&inode.display().to_string()) {
+                found.push(of_instance);
+            }
+        }
+    }
+    found
+}
+
+/// Inodes of the network namespaces that a process is in or that are mounted, as far as we may see them.
+fn namespaces() -> Vec<String> {
+    let processes = names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok());
+    let mut inodes: Vec<String> = processes
+        .filter_map(|process| fs::read_link(format!("/proc/{process}/ns/net")).ok())
+        .map(|inode| inode.display().to_string())
+        .collect();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    inodes.extend(mounts.split_whitespace().filter(|word| word.starts_with("net:[")).map(str::to_owned));
+    inodes.sort_unstable();
+    inodes.dedup();
+    inodes
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let batching = Some(Batching { threaded: false, gro: true, udp_gro_forwarding: false });
+        for record in [
+            Record { name: "eth0".to_owned(), rung: Rung::Tcx, clsact: false, batching: None },
+            Record { name: "veth12ab".to_owned(), rung: Rung::Tc, clsact: true, batching },
+        ] {
+            assert_eq!(Record::from_text(&record.to_text()), Some(record));
+        }
+        assert_eq!(Record::from_text("name=eth0 rung=warp"), None);
+        assert_eq!(Record::from_text(""), None);
+    }
+
+    #[test]
+    fn one_process_at_a_time_has_an_instance() {
+        let name = format!("test-{}", std::process::id());
+        let first = Lock::take(&name).unwrap();
+        assert!(matches!(Lock::take(&name), Err(PinsError::Held { .. })));
+        drop(first);
+        assert!(Lock::take(&name).is_ok());
+    }
+
+    #[test]
+    fn the_abi_name_is_the_same_every_time_and_fits_a_file_name() {
+        assert_eq!(abi(), abi());
+        assert!(abi().len() == 16 && abi().chars().all(|c| c.is_ascii_hexdigit()));
+    }
+}

@@ -1,0 +1,603 @@
+//! The thread `kernel-events`: answers the workers' wants, keeps the answers fresh, reads events, and at the
+//! end takes everything back.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use msm_fastpath::{FlowKey, PortKey};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info, warn};
+
+use super::counters::Reader;
+use super::events::{Events, Ring};
+use super::hop::{Rung, UserReason};
+use super::hops::{Hops, Outside, REFRESH};
+use super::ladder::{Ladder, Pinning, tc_handle};
+use super::load::{Capacity, Kernel, LoadError};
+use super::net::{Link, Neighbour, NeighbourKey, Route, neighbour};
+use super::netlink::{Notice, Notices, Requests, SETTLE};
+use super::pins::{self, Found, Lock, Pins};
+use super::share::{AdoptedFlow, Left, Share, returned};
+use super::slots::{Extent, Quota, Slots};
+use super::table::Table as _;
+use super::tables::{KernelTable, PortsWritten, name, port_id};
+use super::undo;
+use super::ways::{Ask, AskReceiver, Inbox, channels};
+
+/// Asks that are answered before anything else gets its turn.
+const BATCH: usize = 256;
+/// How soon a worker whose queue was full is told again.
+const AGAIN: Duration = Duration::from_millis(5);
+/// How soon the right to the instance is asked for again.
+const LOCK_AGAIN: Duration = Duration::from_millis(500);
+/// Controls that may wait.
+const CONTROLS: usize = 16;
+
+/// What the kernel path is to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The best rung that may be tried.
+    pub max_rung: Rung,
+    /// The only interfaces that may be used; empty for every one.
+    pub interfaces: Vec<String>,
+    /// How long the flows of an earlier process go on while nobody claims them.
+    pub adopt_grace: Duration,
+    /// Where bpffs is.
+    pub bpffs: PathBuf,
+    /// Name under which this proxy finds its state again: one per proxy of a network namespace. `None` is
+    /// a proxy that nobody can take over from.
+    pub instance: Option<String>,
+    /// Takes over from a process that runs and stands still: what it pinned is used beside it, and nothing is
+    /// removed before it has gone.
+    pub beside: bool,
+    /// How much fits into the tables.
+    pub capacity: Capacity,
+    /// Most of it that one stream gets.
+    pub quota: Quota,
+}
+
+/// A restarted proxy has its cameras and viewers back within seconds; those who wait for a time-out of their
+/// own take up to a minute.
+pub const DEFAULT_ADOPT_GRACE: Duration = Duration::from_secs(60);
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_rung: Rung::Tcx,
+            interfaces: Vec::new(),
+            adopt_grace: DEFAULT_ADOPT_GRACE,
+            bpffs: pins::BPFFS.into(),
+            instance: None,
+            beside: false,
+            capacity: Capacity::default(),
+            quota: Quota::default(),
+        }
+    }
+}
+
+/// An interface and what carries media that comes in by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub interface: String,
+    /// The rung, or why there is none but the workers.
+    pub rung: Result<Rung, UserReason>,
+}
+
+/// What the thread is told by the process.
+#[derive(Debug)]
+enum Control {
+    Status(oneshot::Sender<Vec<InterfaceStatus>>),
+    Stop { leave: bool },
+}
+
+/// The running kernel path.
+#[derive(Debug)]
+pub struct KernelPath {
+    controls: mpsc::Sender<Control>,
+    thread: JoinHandle<()>,
+    counters: Reader,
+    adopted: usize,
+    pinned: Option<PathBuf>,
+}
+
+/// A worker's share and where its notes arrive.
+pub type WorkerEnd = (Share, Inbox);
+
+impl KernelPath {
+    /// Loads the programs, takes over what an earlier process pinned, and starts the thread.
+    ///
+    /// # Errors
+    /// Why nothing can be in the kernel: everything runs in the workers then.
+    pub fn start(settings: &Settings, workers: usize) -> Result<(Self, Vec<WorkerEnd>), UserReason> {
+        if settings.max_rung == Rung::User {
+            return Err(UserReason::Capped);
+        }
+        let object = super::OBJECT.ok_or(UserReason::NotBuilt)?;
+        let refused = |error: &dyn std::fmt::Display| UserReason::Refused(error.to_string());
+        let mut held = Held::take(settings)?;
+        let kernel = held.load(object, settings)?;
+        let ports_written = PortsWritten::default();
+        let table = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
+        let left = Left::read(&table).map_err(|error| refused(&error))?;
+        let (legs, flows) = table.capacity();
+        let extents: Vec<Extent> =
+            (0..workers).map(|index| Extent::part(legs, flows, index, workers)).collect();
+        let (ends, asks, notes) = channels(workers);
+        let mut shares = Vec::with_capacity(workers);
+        for (extent, (ways, inbox)) in extents.iter().zip(ends) {
+            let table = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
+            let mut slots = Slots::new(extent, settings.quota);
+            left.reserve(&mut slots);
+            shares.push((Share::new(table, slots, ways).with_left(left.clone()), inbox));
+        }
+        let counters = Reader::open(&kernel).map_err(|error| refused(&error))?;
+        let ring = Ring::open(&kernel).map_err(|error| refused(&error))?;
+        let adopted = left.len();
+        let pinning = held.pinning(settings);
+        let pinned = if let Pinning::No(_) = &pinning { None } else { Some(held.pins.path().to_owned()) };
+        let mut ladder = Ladder::new(kernel, pinning, settings.max_rung, tc_handle(&held.instance));
+        let taken_over = ladder.adopt();
+        ladder.pin_program();
+        for (ifindex, why) in &taken_over.dropped {
+            warn!(event = "kernel.link_dropped", ifindex, "not adopted: {why}");
+        }
+        if adopted > 0 || !taken_over.interfaces.is_empty() {
+            let interfaces = taken_over.interfaces.join(" ");
+            info!(event = "kernel.adopted", flows = adopted, interfaces, "forwarding went on without us");
+        }
+        let (controls, controlled) = mpsc::channel(CONTROLS);
+        let grace_over = Instant::now() + settings.adopt_grace;
+        let start = Start {
+            ladder,
+            ring,
+            asks,
+            controlled,
+            hops: Hops::new(settings.interfaces.clone(), notes),
+            grace: Some(Grace { left, table, ports_written, extents, over: grace_over }),
+            lock: held.lock,
+            instance: held.instance,
+        };
+        let (started, is_started) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("kernel-events".to_owned())
+            .spawn(move || run(start, &started))
+            .map_err(|error| refused(&error))?;
+        match is_started.recv() {
+            Ok(Ok(())) => Ok((Self { controls, thread, counters, adopted, pinned }, shares)),
+            Ok(Err(error)) => Err(refused(&error)),
+            Err(error) => Err(refused(&error)),
+        }
+    }
+
+    /// Flows that were taken over from an earlier process.
+    pub fn adopted(&self) -> usize {
+        self.adopted
+    }
+
+    /// Where things are pinned as soon as something is attached; `None` if forwarding ends with this process.
+    pub fn pinned(&self) -> Option<&PathBuf> {
+        self.pinned.as_ref()
+    }
+
+    /// What the programs counted.
+    pub fn counters(&self) -> &Reader {
+        &self.counters
+    }
+
+    /// Interfaces and their rungs.
+    pub fn interfaces(&self) -> impl Future<Output = Vec<InterfaceStatus>> + use<> {
+        let (to, answer) = oneshot::channel();
+        let asked = self.controls.try_send(Control::Status(to)).is_ok();
+        async move { if asked { answer.await.unwrap_or_default() } else { Vec::new() } }
+    }
+
+    /// Ends the thread. Detaches and removes everything, or with `leave` leaves what is pinned to the next
+    /// process, forwarding on.
+    pub fn stop(self, leave: bool) {
+        if self.controls.try_send(Control::Stop { leave }).is_ok() {
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while !self.thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+/// Starts the name of an instance that no other process finds again.
+const PROCESS: &str = "pid-";
+static NAMELESS: AtomicU32 = AtomicU32::new(0);
+
+/// What a start has in hand before anything is loaded.
+struct Held {
+    instance: String,
+    lock: Option<Lock>,
+    pins: Pins,
+    adopting: bool,
+}
+
+impl Held {
+    fn take(settings: &Settings) -> Result<Self, UserReason> {
+        let refused = |error: &dyn std::fmt::Display| UserReason::Refused(error.to_string());
+        let instance = settings.instance.clone().unwrap_or_else(|| {
+            let number = NAMELESS.fetch_add(1, Ordering::Relaxed);
+            format!("{PROCESS}{}-{number}", std::process::id())
+        });
+        let lock = match Lock::take(&instance) {
+            Ok(lock) => Some(lock),
+            Err(_) if settings.beside => None,
+            Err(error) => return Err(refused(&error)),
+        };
+        if let Some(missing) = super::privileges::missing() {
+            return Err(UserReason::Refused(missing));
+        }
+        let found = if lock.is_some() { pins::find(&settings.bpffs) } else { Vec::new() };
+        for found in found {
+            let stale = found.instance.starts_with(PROCESS) && Lock::take(&found.instance).is_ok();
+            let other = found.instance == instance && found.abi != pins::abi();
+            if other || (stale && found.instance != instance) {
+                let why = if other { "it is another version's" } else { "its process is gone" };
+                replaced(&undo::remove(&found), why);
+            }
+        }
+        undo::sweep(&settings.bpffs);
+        let pins = Pins::plan(&settings.bpffs, &instance, &pins::abi());
+        Ok(Self { instance, lock, pins, adopting: false })
+    }
+
+    /// Loads on the maps that an earlier process pinned; where there are none, or they are not what the
+    /// object expects, on new ones.
+    fn load(&mut self, object: &'static [u8], settings: &Settings) -> Result<Kernel, UserReason> {
+        let load = |pins: Option<&Pins>| {
+            let kernel = Kernel::load_with(Some(object), settings.capacity, pins)?;
+            kernel.table()?;
+            Ok(kernel)
+        };
+        let why = match self.pins.has_all(&name::ALL) {
+            Some(false) => None,
+            Some(true) => match load(Some(&self.pins)) {
+                Ok(kernel) => {
+                    self.adopting = true;
+                    return Ok(kernel);
+                }
+                Err(error) => Some(words(&error)),
+            },
+            None => Some("some maps are missing".to_owned()),
+        };
+        if let Some(why) = why.filter(|_| self.lock.is_some()) {
+            let found = Found { instance: self.instance.clone(), abi: pins::abi(), pins: self.pins.clone() };
+            replaced(&undo::remove(&found), &why);
+        }
+        load(None).map_err(|error: LoadError| UserReason::Refused(words(&error)))
+    }
+
+    fn pinning(&self, settings: &Settings) -> Pinning {
+        if self.adopting {
+            Pinning::Done(self.pins.clone())
+        } else if self.lock.is_none() {
+            Pinning::No("the proxy before this one has its pins there".to_owned())
+        } else if settings.instance.is_some() || settings.max_rung == Rung::Tc {
+            Pinning::Planned(self.pins.clone(), settings.bpffs.clone())
+        } else {
+            Pinning::No("media ports of the system's choice are no name to find it by again".to_owned())
+        }
+    }
+}
+
+fn replaced(done: &undo::Removed, why: &str) {
+    let (removed, left) = (done.removed.join(", "), done.left.join(", "));
+    warn!(event = "kernel.replaced", removed, left, "not adopted: {why}");
+}
+
+/// An error with its causes, on one line.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text.lines().next().unwrap_or_default().chars().take(500).collect()
+}
+
+struct Grace {
+    left: Left,
+    table: KernelTable,
+    ports_written: PortsWritten,
+    extents: Vec<Extent>,
+    over: Instant,
+}
+
+impl Grace {
+    /// Removes what nobody claimed. Returns it.
+    fn end(mut self) -> (Vec<(FlowKey, AdoptedFlow)>, Vec<Extent>) {
+        let flows = self.left.take();
+        for (key, _) in &flows {
+            if let Err(error) = self.table.remove_flow(key) {
+                warn!(event = "kernel.unclaimed", reason = %error, "a flow that nobody claimed stays");
+            }
+        }
+        let written = self.ports_written.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unused = |key: &PortKey| !written.contains(&port_id(key));
+        for key in self.table.port_keys().into_iter().filter(unused) {
+            self.table.put_port(&key, None).ok();
+        }
+        (flows, self.extents)
+    }
+}
+
+struct Start {
+    ladder: Ladder,
+    ring: Ring,
+    asks: AskReceiver,
+    controlled: mpsc::Receiver<Control>,
+    hops: Hops,
+    grace: Option<Grace>,
+    lock: Option<Lock>,
+    instance: String,
+}
+
+/// Lets tokio watch the notices.
+struct NoticeFd(Notices);
+
+impl AsRawFd for NoticeFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.fd().as_raw_fd()
+    }
+}
+
+/// The kernel as [`Hops`] sees it.
+struct World {
+    requests: Requests,
+    ladder: Ladder,
+    /// Interfaces on which nothing could be attached, as they were then.
+    refused: HashMap<u32, (Link, UserReason)>,
+}
+
+impl Outside for World {
+    fn route(&mut self, peer: IpAddr, local: IpAddr) -> Option<Route> {
+        self.requests.route(peer, local).ok().map(|message| Route::of(&message))
+    }
+
+    fn neighbour(&mut self, (ifindex, ip): NeighbourKey) -> Option<Neighbour> {
+        self.requests.neighbour(ifindex, ip).and_then(|message| neighbour(&message)).map(|(_, state)| state)
+    }
+
+    fn resolve(&mut self, (ifindex, ip): NeighbourKey) {
+        if let Err(error) = self.requests.resolve(ifindex, ip) {
+            debug!(event = "kernel.resolve_failed", ifindex, %ip, reason = %error);
+        }
+    }
+
+    fn attach(&mut self, link: &Link) -> Result<Rung, UserReason> {
+        if let Some((_, why)) = self.refused.get(&link.ifindex).filter(|(then, _)| then == link) {
+            return Err(why.clone());
+        }
+        let is_new = !self.ladder.attached().contains_key(&link.ifindex);
+        let result = self.ladder.attach(link.ifindex, &link.name);
+        match &result {
+            Ok(rung) if is_new => {
+                info!(event = "rung.changed", interface = link.name, rung = rung.as_str(), "attached");
+            }
+            Ok(_) => {}
+            Err(why) => {
+                info!(event = "rung.changed", interface = link.name, rung = "user", reason = %why);
+                self.refused.insert(link.ifindex, (link.clone(), why.clone()));
+            }
+        }
+        if result.is_ok() {
+            self.refused.remove(&link.ifindex);
+        }
+        result
+    }
+
+    fn detached(&mut self, ifindex: u32) {
+        self.refused.remove(&ifindex);
+        if let Some(name) = self.ladder.forget(ifindex) {
+            info!(event = "rung.changed", interface = name, rung = "user", reason = "the interface is gone");
+        }
+    }
+}
+
+impl World {
+    fn links(&mut self, hops: &mut Hops) {
+        match self.requests.links() {
+            Ok(links) => hops.replace_links(links.iter().map(Link::of).collect(), self),
+            Err(error) => warn!(event = "kernel.netlink", reason = %error, "cannot read the interfaces"),
+        }
+    }
+
+    fn status(&self) -> Vec<InterfaceStatus> {
+        let attached = self.ladder.attached().values();
+        let attached = attached.map(|on| InterfaceStatus { interface: on.name.clone(), rung: Ok(on.rung) });
+        let refused = self.refused.values();
+        let refused = refused
+            .map(|(link, why)| InterfaceStatus { interface: link.name.clone(), rung: Err(why.clone()) });
+        let mut status: Vec<_> = attached.chain(refused).collect();
+        status.sort_by(|a, b| a.interface.cmp(&b.interface));
+        status
+    }
+}
+
+fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.and_then(|runtime| {
+        // The notices come first: what changes after the first look is told.
+        let notices = Notices::open()?;
+        let requests = Requests::open()?;
+        Ok((runtime, notices, requests))
+    });
+    let (runtime, notices, requests) = match result {
+        Ok(opened) => opened,
+        Err(error) => {
+            started.send(Err(error)).ok();
+            return;
+        }
+    };
+    started.send(Ok(())).ok();
+    let world = World { requests, ladder: start.ladder, refused: HashMap::new() };
+    let service = Service {
+        world,
+        hops: start.hops,
+        grace: start.grace,
+        events: Events::default(),
+        settle_at: None,
+        refresh_at: Instant::now() + REFRESH,
+        lock: start.lock,
+        instance: start.instance,
+    };
+    let (ladder, leave) = runtime.block_on(service.run(notices, start.ring, start.asks, start.controlled));
+    if leave {
+        ladder.leave();
+        return;
+    }
+    for problem in ladder.remove() {
+        warn!(event = "kernel.left_behind", "{problem}; run: rtp-proxy uninstall");
+    }
+}
+
+struct Service {
+    world: World,
+    hops: Hops,
+    grace: Option<Grace>,
+    events: Events,
+    settle_at: Option<Instant>,
+    refresh_at: Instant,
+    /// `None` until the process that was taken over from has gone.
+    lock: Option<Lock>,
+    instance: String,
+}
+
+impl Service {
+    async fn run(
+        mut self,
+        notices: Notices,
+        ring: Ring,
+        mut asks: AskReceiver,
+        mut controlled: mpsc::Receiver<Control>,
+    ) -> (Ladder, bool) {
+        // SAFETY: each owns its descriptor, returns the same one always, and is moved into the `AsyncFd`,
+        // which drops its registration before it.
+        let watched = unsafe {
+            (
+                AsyncFd::register_with_interest(NoticeFd(notices), Interest::READABLE),
+                AsyncFd::register_with_interest(ring, Interest::READABLE),
+            )
+        };
+        let (Ok(notices), Ok(mut ring)) = watched else {
+            warn!(event = "kernel.netlink", "cannot watch the network; the workers carry everything");
+            return (self.world.ladder, false);
+        };
+        self.world.links(&mut self.hops);
+        self.hops.settle(Instant::now(), &mut self.world);
+        loop {
+            let late = self.hops.deliver();
+            let wake = self.wake(late);
+            tokio::select! {
+                biased;
+                control = controlled.recv() => match control {
+                    Some(Control::Status(to)) => { to.send(self.world.status()).ok(); }
+                    Some(Control::Stop { leave }) => return (self.world.ladder, leave),
+                    // The process that started us ended without a word.
+                    None => return (self.world.ladder, true),
+                },
+                Some((worker, ask)) = asks.recv() => {
+                    self.ask(worker, ask);
+                    for _ in 1..BATCH {
+                        let Ok((worker, ask)) = asks.try_recv() else { break };
+                        self.ask(worker, ask);
+                    }
+                }
+                ready = notices.readable() => {
+                    let Ok(mut ready) = ready else { continue };
+                    match ready.get_inner().0.read() {
+                        Ok(read) => self.notices(read),
+                        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => ready.clear_ready(),
+                        Err(_) => self.notices(vec![Notice::Lost]),
+                    }
+                }
+                ready = ring.readable_mut() => {
+                    let Ok(mut ready) = ready else { continue };
+                    let now = Instant::now();
+                    let events = &mut self.events;
+                    if !ready.get_inner_mut().read(|event| events.handle(&event, now)) {
+                        ready.clear_ready();
+                    }
+                }
+                () = tokio::time::sleep_until(wake.into()) => self.timeout(Instant::now()),
+            }
+        }
+    }
+
+    fn wake(&self, late: bool) -> Instant {
+        let again = late.then(|| Instant::now() + AGAIN);
+        let grace = self.grace.as_ref().map(|grace| grace.over);
+        let lock = self.lock.is_none().then(|| Instant::now() + LOCK_AGAIN);
+        [again, grace, lock, self.settle_at, self.hops.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .fold(self.refresh_at, Instant::min)
+    }
+
+    fn ask(&mut self, worker: usize, ask: Ask) {
+        match ask {
+            Ask::Want(want) => self.hops.want(worker, want, Instant::now(), &mut self.world),
+            Ask::Forget(want) => self.hops.forget(worker, want),
+        }
+    }
+
+    fn notices(&mut self, notices: Vec<Notice>) {
+        let now = Instant::now();
+        for notice in notices {
+            match notice {
+                Notice::Changed(message) => self.hops.notice(&message, now, &mut self.world),
+                Notice::Lost => {
+                    debug!(event = "kernel.netlink", "notices were lost: everything is read again");
+                    self.world.links(&mut self.hops);
+                    self.hops.unsettle();
+                }
+            }
+        }
+        if self.hops.is_unsettled() && self.settle_at.is_none() {
+            self.settle_at = Some(now + SETTLE);
+        }
+    }
+
+    fn timeout(&mut self, now: Instant) {
+        if self.lock.is_none() {
+            self.lock = Lock::take(&self.instance).ok();
+        }
+        if self.refresh_at <= now {
+            self.refresh_at = now + REFRESH;
+            self.world.refused.clear();
+            self.world.links(&mut self.hops);
+            self.hops.unsettle();
+            self.settle_at = Some(now);
+        }
+        if self.settle_at.is_some_and(|at| at <= now) {
+            self.settle_at = None;
+            self.hops.settle(now, &mut self.world);
+        }
+        self.hops.handle_timeout(now, &mut self.world);
+        if let Some(grace) = self.grace.take_if(|grace| grace.over <= now) {
+            let (flows, extents) = grace.end();
+            if !flows.is_empty() {
+                info!(event = "kernel.unclaimed", flows = flows.len(), "removed what nobody claimed");
+                for (worker, note) in returned(&flows, &extents).into_iter().enumerate() {
+                    self.hops.note(worker, note);
+                }
+            }
+        }
+    }
+}
