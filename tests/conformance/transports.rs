@@ -193,6 +193,35 @@ fn a_461_moves_both_players_to_tcp_on_the_same_connection() -> Result<()> {
     Ok(())
 }
 
+/// Case 5 (RTSP-13) with the proxy as the client: a GStreamer server that allows TCP only answers 461 to the
+/// SETUP for UDP, and the proxy asks for TCP on the same connection, in the same session for all viewers.
+#[test]
+fn a_camera_that_answers_461_is_pulled_by_tcp_on_the_same_connection() -> Result<()> {
+    if !scene::programs("a_camera_that_answers_461_is_pulled_by_tcp_on_the_same_connection") {
+        return Ok(());
+    }
+    let (scratch, film) = (Scratch::new("461-camera")?, scene::film()?);
+    let only_tcp = GstCamera { only: Some(Transport::Tcp), ..GstCamera::default() };
+    let camera = scene::gst_camera(&scratch, &film, &only_tcp)?;
+    // The camera does refuse: without that the case would prove nothing.
+    let mut asking = Peer::open(&camera.url)?;
+    asking.request("DESCRIBE", &camera.url, &[], "")?.ok()?;
+    let offer = [("Transport", "RTP/AVP;unicast;client_port=50000-50001")];
+    assert_eq!(asking.request("SETUP", &format!("{}/stream=0", camera.url), &offer, "")?.status, 461);
+    drop(asking);
+    let proxy = scene::pulling(&scratch, &[("cam", camera.url.clone(), None)], &[])?;
+    let before = camera.events("client").len();
+    let viewers = [(Player::Ffmpeg, Transport::Udp), (Player::Rtspsrc, Transport::Tcp)]
+        .map(|player| scene::watch(&scratch, player.0.name(), &proxy.url("cam"), player, &film));
+    let viewers = viewers.into_iter().collect::<Result<Vec<_>>>()?;
+    scene::judge_all(&film, viewers)?;
+    assert_eq!(camera.events("client").len(), before + 1, "one connection: {}", camera.process.log());
+    assert_eq!(camera.events("play").len(), 1, "{}", camera.process.log());
+    let log = proxy.process.log();
+    ensure!(log.contains("upstream.fallback") && log.contains("461"), "{log}");
+    Ok(())
+}
+
 /// MD5 sums at the ends of lines.
 fn checksums(text: &str) -> Vec<String> {
     let last = text.lines().filter_map(|line| line.split([' ', ',']).next_back());
