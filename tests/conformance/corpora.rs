@@ -41,6 +41,11 @@ fn conn_corpus_holds() {
 }
 
 #[test]
+fn fastpath_corpus_holds() {
+    replay("fastpath", msm_fastpath::fuzzing::frame);
+}
+
+#[test]
 fn transport_corpus_holds() {
     replay("transport", msm_rtsp::fuzzing::transport);
 }

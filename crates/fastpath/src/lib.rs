@@ -24,6 +24,7 @@ pub mod decide;
 pub mod drop;
 pub mod event;
 pub mod flow;
+pub mod fuzzing;
 pub mod gate;
 pub mod group;
 pub mod gso;
