@@ -6,6 +6,8 @@
 pub mod attach;
 pub mod counters;
 mod events;
+mod grace;
+mod hold;
 pub mod hop;
 mod hops;
 pub mod ladder;

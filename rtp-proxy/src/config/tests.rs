@@ -236,6 +236,36 @@ fn help_is_the_committed_text() {
 }
 
 #[test]
+fn every_command_says_what_it_does_and_names_its_options() {
+    let mut command = Cli::command().term_width(100);
+    command.build();
+    let mut help = |verb: &str| command.find_subcommand_mut(verb).unwrap().render_help().to_string();
+    let (status, doctor, uninstall) = (help("status"), help("doctor"), help("uninstall"));
+    assert!(status.contains("what carries each") && status.contains("--admin <ADDRESS:PORT>"), "{status}");
+    assert!(status.contains(&format!("[default: {}]", Config::default().admin)), "{status}");
+    assert!(doctor.contains("the fix for each thing that is missing"), "{doctor}");
+    assert!(uninstall.contains("Remove every program, link, filter and setting"), "{uninstall}");
+    for help in [status, doctor, uninstall] {
+        assert!(help.contains("--bpffs <DIRECTORY>") && help.contains("[default: /sys/fs/bpf]"), "{help}");
+    }
+}
+
+#[test]
+fn the_kernel_path_is_set_by_its_options_and_named_after_the_first_media_port() {
+    let kernel =
+        load(&["--max-rung", "tc", "--interface", "eth0", "--interface", "eth1", "--adopt-grace", "5s"]);
+    let kernel = kernel.unwrap().kernel;
+    assert_eq!((kernel.max_rung, kernel.adopt_grace), (Rung::Tc, Duration::from_secs(5)));
+    assert_eq!(kernel.interfaces, ["eth0", "eth1"]);
+    assert_eq!(kernel.instance.as_deref(), Some("8060"));
+    assert_eq!(load(&["--rtp-ports", "9000-9101"]).unwrap().kernel.instance.as_deref(), Some("9000"));
+    assert_eq!(load(&["--rtp-ports", "0"]).unwrap().kernel.instance, None);
+    let error = load(&["--max-rung", "tcz", "--interface", "a/b"]).unwrap_err().to_string();
+    assert!(error.contains("--max-rung tcz") && error.contains("write tcx"), "{error}");
+    assert!(error.contains("--interface a/b") && error.contains("ip link"), "{error}");
+}
+
+#[test]
 fn help_states_the_defaults_that_apply() {
     let help = include_str!("help.txt");
     let config = Config::default();

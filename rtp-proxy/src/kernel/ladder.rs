@@ -235,7 +235,7 @@ impl Ladder {
         };
         let path = pins.link(ifindex);
         fs::remove_file(&path).ok();
-        let record = Record { name: name.to_owned(), rung: Rung::Tcx, clsact: false, batching: None };
+        let record = Record { name: name.to_owned(), rung: Rung::Tcx, clsact: false };
         pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
         let link = FdLink::from(link.pin(&path).map_err(|error| error.to_string())?);
         if link_interface(&path).is_ok_and(|found| found != ifindex) {
@@ -257,7 +257,7 @@ impl Ladder {
         if clsact {
             qdisc_add_clsact(name).map_err(|error| error.to_string())?;
         }
-        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact, batching: None };
+        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact };
         pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
         if if_nametoindex(name) != Ok(ifindex) {
             return Err(format!("{name} is another interface now"));

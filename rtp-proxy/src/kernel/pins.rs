@@ -162,19 +162,6 @@ pub struct Record {
     pub rung: Rung,
     /// The clsact qdisc is ours.
     pub clsact: bool,
-    /// Settings of batching as they were before.
-    pub batching: Option<Batching>,
-}
-
-/// Settings that batching changes, as they were.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Batching {
-    /// Threaded NAPI.
-    pub threaded: bool,
-    /// GRO.
-    pub gro: bool,
-    /// `rx-udp-gro-forwarding`.
-    pub udp_gro_forwarding: bool,
 }
 
 impl Record {
@@ -182,16 +169,6 @@ impl Record {
         let mut text = format!("name={} rung={}", self.name, self.rung.as_str());
         if self.clsact {
             text.push_str(" clsact=ours");
-        }
-        if let Some(batching) = self.batching {
-            let bit = u8::from;
-            let _ = write!(
-                text,
-                " threaded={} gro={} udp-gro-forwarding={}",
-                bit(batching.threaded),
-                bit(batching.gro),
-                bit(batching.udp_gro_forwarding)
-            );
         }
         text
     }
@@ -202,14 +179,8 @@ impl Record {
         let rung = [Rung::Tcx, Rung::Tc, Rung::User]
             .into_iter()
             .find(|rung| fields.get("rung") == Some(&rung.as_str()))?;
-        let on = |key| fields.get(key).is_some_and(|value| *value == "1");
-        let batching = fields.contains_key("threaded").then(|| Batching {
-            threaded: on("threaded"),
-            gro: on("gro"),
-            udp_gro_forwarding: on("udp-gro-forwarding"),
-        });
         let name = (*fields.get("name")?).to_owned();
-        Some(Self { name, rung, clsact: fields.contains_key("clsact"), batching })
+        Some(Self { name, rung, clsact: fields.contains_key("clsact") })
     }
 }
 
@@ -415,10 +386,9 @@ mod tests {
 
     #[test]
     fn a_record_reads_back_as_it_was_written() {
-        let batching = Some(Batching { threaded: false, gro: true, udp_gro_forwarding: false });
         for record in [
-            Record { name: "eth0".to_owned(), rung: Rung::Tcx, clsact: false, batching: None },
-            Record { name: "veth12ab".to_owned(), rung: Rung::Tc, clsact: true, batching },
+            Record { name: "eth0".to_owned(), rung: Rung::Tcx, clsact: false },
+            Record { name: "veth12ab".to_owned(), rung: Rung::Tc, clsact: true },
         ] {
             assert_eq!(Record::from_text(&record.to_text()), Some(record));
         }
