@@ -90,6 +90,10 @@ impl Proxy {
         for (name, file) in &options.users {
             give("--user", format!("{name}:{}", file.display()));
         }
+        // Its own, so that nothing is left in the system's directory when it is killed.
+        if !options.flags.iter().any(|flag| flag == "--handover") {
+            give("--handover", stage.scratch.join(format!("{name}.door")).display().to_string());
+        }
         arguments.extend(options.flags.iter().cloned());
         let launch = Launch::inside(name, stage.node, &binary.to_string_lossy()).args(&arguments);
         let process = launch.start(stage.scratch)?;
