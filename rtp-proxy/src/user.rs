@@ -331,12 +331,12 @@ fn open_players(address: IpAddr, port: u16, config: &WorkerConfig) -> io::Result
                 }
                 let holder = bind::holder(SocketAddr::new(address, port), Transport::Udp, Path::new("/proc"))
                     .unwrap_or_else(|| "another program".to_owned());
-                let words = format!("UDP port {port} (--player-port) is held by {holder}");
+                let words = format!("UDP port {port} (--rtp-ports) is held by {holder}");
                 io::Error::new(io::ErrorKind::AddrInUse, words)
             })
         };
         if !port.is_multiple_of(2) {
-            let words = format!("--player-port {port} must be even: RTCP takes the next port");
+            let words = format!("--rtp-ports: {port} must be even, RTCP takes the next port");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
         }
         (open(port)?, open(port + 1)?)

@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use msm_tests::bench::cpu::pin;
 use msm_tests::bench::stats::Shuffle;
-use user_path::contender::{Contender, proxy, relay};
+use user_path::contender::{SEGMENTING, TOKIO, baseline, proxy, relay};
 use user_path::generator::Shape;
 use user_path::report::{Case, Report, Round};
 use user_path::{latency, memory};
@@ -41,6 +41,10 @@ struct Options {
     relay: PathBuf,
     json: Option<PathBuf>,
     only: Option<String>,
+    /// Another build of the proxy, measured in the same rounds.
+    baseline: Option<PathBuf>,
+    /// Only this number of viewers.
+    viewers: Option<usize>,
 }
 
 fn options() -> anyhow::Result<Options> {
@@ -51,6 +55,8 @@ fn options() -> anyhow::Result<Options> {
         relay: PathBuf::from("target/release/examples/bench_relay"),
         json: None,
         only: None,
+        baseline: None,
+        viewers: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -62,6 +68,8 @@ fn options() -> anyhow::Result<Options> {
             "--relay" => options.relay = value()?.into(),
             "--json" => options.json = Some(value()?.into()),
             "--only" => options.only = Some(value()?),
+            "--baseline" => options.baseline = Some(value()?.into()),
+            "--viewers" => options.viewers = Some(value()?.parse()?),
             other => bail!("unknown option {other}"),
         }
     }
@@ -92,11 +100,17 @@ fn main() -> anyhow::Result<()> {
 fn copies(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     pin(1)?;
     let mut shuffle = Shuffle::seeded(0x6d73_6d00);
-    for fan_out in FAN_OUT {
+    for fan_out in FAN_OUT.into_iter().filter(|n| options.viewers.is_none_or(|only| only == *n)) {
         for size in SIZES {
             // One pair of processes per fan-out and size: a run never inherits another's state.
-            let mut contenders: Vec<Contender> =
-                vec![proxy(&options.proxy, fan_out)?, relay(&options.relay, fan_out)?];
+            let mut contenders = vec![
+                proxy(&options.proxy, fan_out)?,
+                relay(&options.relay, TOKIO, fan_out)?,
+                relay(&options.relay, SEGMENTING, fan_out)?,
+            ];
+            if let Some(program) = &options.baseline {
+                contenders.push(baseline(program, fan_out)?);
+            }
             for contender in &mut contenders {
                 if let Err(reason) = contender.gate(size) {
                     eprintln!("{}: 1→{fan_out} {size} B: gate failed: {reason:#}", contender.name);

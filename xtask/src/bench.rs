@@ -19,6 +19,12 @@ pub(crate) struct BenchArgs {
     /// Seconds of traffic per contender and round
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+    /// Another build of the proxy to measure in the same rounds of the user-space path, as "before"
+    #[arg(long, value_name = "PROGRAM")]
+    baseline: Option<PathBuf>,
+    /// Only this number of viewers of the user-space path
+    #[arg(long)]
+    viewers: Option<usize>,
     /// Write the tables into docs/benchmarks.md, the plots into docs/img and the rounds into
     /// tests/benches/results; the kernel path then insists on a machine that does nothing else
     #[arg(long)]
@@ -62,6 +68,12 @@ fn user_path(args: &BenchArgs) -> anyhow::Result<()> {
     let (mut command, json) = benchmark(args, "bench_user_path", "user-path.json")?;
     if let Some(part) = args.parts.first() {
         command.args(["--only", part]);
+    }
+    if let Some(baseline) = &args.baseline {
+        command.arg("--baseline").arg(baseline);
+    }
+    if let Some(viewers) = args.viewers {
+        command.args(["--viewers", &viewers.to_string()]);
     }
     finish(args, &mut command, &json, &USER_PATH)
 }

@@ -54,7 +54,7 @@ impl State {
         let opened = udp::open_pair(local, &range, &mut self.cursor, self.config.buffers());
         let (rtp, rtcp) = opened.map_err(|error| {
             if error.kind() == std::io::ErrorKind::AddrInUse {
-                let words = format!("UDP ports {}-{} (--input-ports)", range.start(), range.end());
+                let words = format!("UDP ports {}-{} (--rtp-ports)", range.start(), range.end());
                 OpError::Exhausted(words)
             } else {
                 OpError::Io(format!("UDP port on {local}: {error}"))

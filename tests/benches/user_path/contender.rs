@@ -22,6 +22,12 @@ pub(crate) struct Cost {
     pub(crate) ns_per_copy: f64,
 }
 
+/// Names of the relays; the first word is what `bench_relay` calls them.
+pub(crate) const TOKIO: &str = "tokio relay";
+pub(crate) const SEGMENTING: &str = "segmenting relay";
+/// Name of another build of the proxy.
+pub(crate) const BASELINE: &str = "baseline";
+
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
     process: Pinned,
@@ -36,7 +42,10 @@ pub(crate) struct Contender {
 
 /// `rtp-proxy standalone` with one published stream and `fan_out` viewers.
 pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender> {
-    let (process, rtsp) = start_proxy(program)?;
+    serve(start_proxy(program)?, fan_out)
+}
+
+fn serve((process, rtsp): (Pinned, SocketAddr), fan_out: usize) -> anyhow::Result<Contender> {
     let url = format!("rtsp://{rtsp}/bench");
     let (source, ports) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let mut publisher = Rtsp::connect(rtsp, None)?;
@@ -60,8 +69,18 @@ pub(crate) fn proxy(program: &Path, fan_out: usize) -> anyhow::Result<Contender>
     Ok(Contender { name: "rtp-proxy", process, source, to, sinks, sequence: 4, _sessions: sessions })
 }
 
+/// Another build of the proxy, on other media ports.
+pub(crate) fn baseline(program: &Path, fan_out: usize) -> anyhow::Result<Contender> {
+    let started = start_proxy_with(program, &["--rtp-ports", "9060-9187"])?;
+    Ok(Contender { name: BASELINE, ..serve(started, fan_out)? })
+}
+
 /// Starts the proxy on free ports and waits until it serves RTSP.
 pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Pinned, SocketAddr)> {
+    start_proxy_with(program, &[])
+}
+
+fn start_proxy_with(program: &Path, more: &[&str]) -> anyhow::Result<(Pinned, SocketAddr)> {
     let rtsp = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let args = [
@@ -75,7 +94,8 @@ pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Pinned, SocketAddr)
         "--session-timeout",
         "10m",
     ];
-    let process = Pinned::start(None, 0, program, &args.map(str::to_owned))?;
+    let args: Vec<_> = args.iter().chain(more).map(|arg| (*arg).to_owned()).collect();
+    let process = Pinned::start(None, 0, program, &args)?;
     let deadline = Instant::now() + Duration::from_secs(10);
     while Rtsp::connect(rtsp, None).and_then(|mut c| c.options()).is_err() {
         ensure!(Instant::now() < deadline, "{} does not answer on {rtsp}", program.display());
@@ -84,20 +104,21 @@ pub(crate) fn start_proxy(program: &Path) -> anyhow::Result<(Pinned, SocketAddr)
     Ok((process, rtsp))
 }
 
-/// The plain tokio relay to `fan_out` sinks.
-pub(crate) fn relay(program: &Path, fan_out: usize) -> anyhow::Result<Contender> {
+/// One of the relays to `fan_out` sinks.
+pub(crate) fn relay(program: &Path, name: &'static str, fan_out: usize) -> anyhow::Result<Contender> {
     let to = SocketAddr::from((
         Ipv4Addr::LOCALHOST,
         UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port(),
     ));
     let sinks =
         (0..fan_out).map(|_| Sink::open(Ipv4Addr::LOCALHOST.into())).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut args = vec![to.to_string()];
+    let kind = name.split(' ').next().unwrap_or(name);
+    let mut args = vec![kind.to_owned(), to.to_string()];
     args.extend(sinks.iter().map(|s| s.address().to_string()));
     let process = Pinned::start(None, 0, program, &args)?;
     std::thread::sleep(Duration::from_millis(300));
     let (source, _) = source(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    Ok(Contender { name: "tokio relay", process, source, to, sinks, sequence: 4, _sessions: Vec::new() })
+    Ok(Contender { name, process, source, to, sinks, sequence: 4, _sessions: Vec::new() })
 }
 
 /// An even UDP port and the next one, as an RTP source announces them. The RTCP socket stays open for

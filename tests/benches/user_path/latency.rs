@@ -16,7 +16,7 @@ use msm_tests::bench::stats::{Shuffle, quantile};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use nix::time::{ClockId, clock_gettime};
 
-use super::contender::{Contender, proxy, relay, source};
+use super::contender::{Contender, TOKIO, proxy, relay, source};
 use super::generator::fill;
 
 /// Quantiles in µs.
@@ -41,7 +41,7 @@ const PER_ROUND: usize = 1_500;
 /// One packet per millisecond to each in turn.
 pub(crate) fn measure(proxy_path: &Path, relay_path: &Path, rounds: usize) -> anyhow::Result<Latency> {
     pin(1)?;
-    let mut contenders = [proxy(proxy_path, 1)?, relay(relay_path, 1)?];
+    let mut contenders = [proxy(proxy_path, 1)?, relay(relay_path, TOKIO, 1)?];
     let mut direct_sequence = 0;
     for contender in &contenders {
         setsockopt(&contender.sink().rtp, sockopt::ReceiveTimestampns, &true)?;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use msm_tests::bench::stats::{interval, median};
 use serde_json::json;
 
-use super::contender::Cost;
+use super::contender::{BASELINE, Cost, SEGMENTING, TOKIO};
 use super::generator::Shape;
 use super::latency::Latency;
 use super::memory::Memory;
@@ -49,11 +49,12 @@ impl Case {
 
     /// Relay cost over proxy cost, round by round.
     fn ratios(&self) -> Vec<f64> {
-        self.costs("tokio relay")
-            .iter()
-            .zip(self.costs("rtp-proxy"))
-            .map(|(relay, ours)| relay / ours)
-            .collect()
+        self.ratios_of(TOKIO)
+    }
+
+    /// A contender's cost over the proxy's.
+    fn ratios_of(&self, name: &str) -> Vec<f64> {
+        self.costs(name).iter().zip(self.costs("rtp-proxy")).map(|(relay, ours)| relay / ours).collect()
     }
 
     /// What the catalogue asks of this case, as relay cost over proxy cost.
@@ -67,13 +68,22 @@ impl Case {
 
     pub(crate) fn line(&self) -> String {
         let (low, high) = interval(&self.ratios());
+        let others = [SEGMENTING, BASELINE].into_iter().filter(|name| !self.costs(name).is_empty());
+        let others: Vec<_> = others
+            .map(|name| {
+                let (low, high) = interval(&self.ratios_of(name));
+                let (cost, ratio) = (median(&self.costs(name)), median(&self.ratios_of(name)));
+                format!("; {name} {cost:.0} ns, ratio {ratio:.2} [{low:.2}, {high:.2}]")
+            })
+            .collect();
+        let others = others.concat();
         format!(
-            "1→{} {} B {}: rtp-proxy {:.0} ns, tokio relay {:.0} ns, ratio {:.2} [{low:.2}, {high:.2}] (target {:.2})",
+            "1→{} {} B {}: rtp-proxy {:.0} ns, tokio relay {:.0} ns, ratio {:.2} [{low:.2}, {high:.2}] (target {:.2}){others}",
             self.fan_out,
             self.size,
             self.shape.name(),
             median(&self.costs("rtp-proxy")),
-            median(&self.costs("tokio relay")),
+            median(&self.costs(TOKIO)),
             median(&self.ratios()),
             self.target(),
         )
@@ -133,24 +143,25 @@ impl Report {
         );
         if !self.cases.is_empty() {
             out.push_str(
-                "| fan-out | packet | traffic | rtp-proxy ns/copy | tokio relay ns/copy | relay ÷ proxy | target | met | lost of copies (proxy; relay) |\n|---|---|---|---|---|---|---|---|---|\n",
+                "| fan-out | packet | traffic | rtp-proxy ns/copy | tokio relay ns/copy | relay ÷ proxy | target | met | segmenting relay ÷ proxy | lost of copies (proxy; relay) |\n|---|---|---|---|---|---|---|---|---|---|\n",
             );
         }
         for case in &self.cases {
             let (low, high) = interval(&case.ratios());
-            let ((lost, copies), (relay_lost, relay_copies)) =
-                (case.lost("rtp-proxy"), case.lost("tokio relay"));
+            let ((lost, copies), (relay_lost, relay_copies)) = (case.lost("rtp-proxy"), case.lost(TOKIO));
+            let (floor_low, floor_high) = interval(&case.ratios_of(SEGMENTING));
             let _ = writeln!(
                 out,
-                "| 1→{} | {} B | {} | {:.0} | {:.0} | {:.2} [{low:.2}, {high:.2}] | ≥ {:.2} | {} | {lost}/{copies}; {relay_lost}/{relay_copies} |",
+                "| 1→{} | {} B | {} | {:.0} | {:.0} | {:.2} [{low:.2}, {high:.2}] | ≥ {:.2} | {} | {:.2} [{floor_low:.2}, {floor_high:.2}] | {lost}/{copies}; {relay_lost}/{relay_copies} |",
                 case.fan_out,
                 case.size,
                 case.shape.name(),
                 median(&case.costs("rtp-proxy")),
-                median(&case.costs("tokio relay")),
+                median(&case.costs(TOKIO)),
                 median(&case.ratios()),
                 case.target(),
                 if median(&case.ratios()) >= case.target() { "yes" } else { "**no**" },
+                median(&case.ratios_of(SEGMENTING)),
             );
         }
         if let Some(l) = &self.latency {
@@ -159,7 +170,7 @@ impl Report {
                 "\n| path, 172 B every ms, {} samples | p50 µs | p99 µs | added p50 | added p99 |\n|---|---|---|---|---|",
                 l.samples
             );
-            for (name, q) in [("direct", l.direct), ("tokio relay", l.relay), ("rtp-proxy", l.proxy)] {
+            for (name, q) in [("direct", l.direct), (TOKIO, l.relay), ("rtp-proxy", l.proxy)] {
                 let _ = writeln!(
                     out,
                     "| {name} | {:.1} | {:.1} | {:.1} | {:.1} |",
