@@ -12,7 +12,7 @@ use msm_tests::fixture::{Fixture, Profile};
 use msm_tests::privilege::{Need, granted};
 use msm_tests::probe::{Cameras, Load, Viewers};
 use msm_tests::process::{Scratch, describe, output, wait_for};
-use msm_tests::proxy::{Options, Proxy};
+use msm_tests::proxy::{Options, Proxy, program};
 use msm_tests::viewer::{Player, Viewer, Watch};
 
 use crate::healthy::LIMIT;
@@ -205,6 +205,8 @@ fn write(upgraded: &[Fate], killed: &[Fate], costs: &[Cost]) -> Result<()> {
     writeln!(text, "`cargo xtask test topology --all --only what_players_do` writes this file.\n")?;
     let date = output("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?;
     let kernel = output("uname", &["-r"])?;
+    let is_release = program()?.components().any(|part| part.as_os_str() == "release");
+    let build = if is_release { "release" } else { "debug" };
     let versions = [("ffmpeg", "-version"), ("gst-launch-1.0", "--version"), ("mpv", "--version")];
     let versions = versions.map(|(program, flag)| {
         let said = output(program, &[flag]).unwrap_or_default();
@@ -213,7 +215,7 @@ fn write(upgraded: &[Fate], killed: &[Fate], costs: &[Cost]) -> Result<()> {
     writeln!(
         text,
         "{}, Linux {}, everything on loopback: a camera of GStreamer's RTSP server (H.264 and AAC, 25 pictures a\n\
-         second) that the proxy pulls, six players at once, user path. {}.\n",
+         second) that the proxy pulls, six players at once, user path, {build} build. {}.\n",
         date.trim(),
         kernel.trim(),
         versions.join(", ")
