@@ -85,11 +85,16 @@ impl<'a> Entry<'a> {
         self.add(&name, lane);
     }
 
+    /// With the floor of its pace.
     fn rtpengine(&mut self, traffic: Traffic) {
+        let traffic = traffic.paced(rtpengine::RATE);
         let lane = match rtpengine::missing() {
             Some(reason) => Err(anyhow::Error::msg(reason)),
             None => rtpengine::lane(self.course, traffic),
         };
+        if lane.is_ok() && !self.lanes.iter().any(|l| l.name == floor_name(traffic.rate)) {
+            self.add("floor", self.course.floor(traffic));
+        }
         self.add(rtpengine::NAME, lane);
     }
 
@@ -148,7 +153,7 @@ impl Run {
         entry.add(SEGMENTING, course.closed(SEGMENTING, traffic, Path::segmenting));
         entry.add("naive relay, woken", course.open_loop("naive relay, woken", "naive", paced));
         entry.add("tokio relay, woken", course.open_loop("tokio relay, woken", "tokio", paced));
-        entry.rtpengine(paced);
+        entry.rtpengine(traffic);
         entry.user_path(paced);
         entry.strangers();
         let label = "172 B, single packets, 1→16, plain sockets";
@@ -218,7 +223,7 @@ impl Run {
             if burst == 32 {
                 entry.fast(Kind::Batched, Mode::Common, paced);
                 entry.fast(Kind::Batched, Mode::Opaque, paced);
-                entry.rtpengine(traffic.paced(OPEN_RATE));
+                entry.rtpengine(traffic);
                 entry.add("floor", course.floor(traffic.paced(OPEN_RATE)));
                 entry.user_path(traffic.paced(OPEN_RATE));
             } else {
@@ -324,7 +329,7 @@ impl Run {
         entry.add(NAIVE, course.closed(NAIVE, traffic, Path::naive));
         entry.add(TOKIO, course.closed(TOKIO, traffic, Path::tokio));
         entry.add(ROUTED, course.routed(traffic));
-        entry.rtpengine(paced);
+        entry.rtpengine(traffic);
         entry.user_path(paced);
         let at = entry.run(self, &self.net_plan(), "172 B, single packets, 1→1", &mut outcome)?;
         let ours = ours(Kind::Inline, Mode::PerLeg);
@@ -405,8 +410,9 @@ impl Run {
         entry.add(NAIVE, course.open_loop(NAIVE, "naive", paced));
         entry.add(TOKIO, course.open_loop(TOKIO, "tokio", paced));
         entry.add(SEGMENTING, course.open_loop(SEGMENTING, "segmenting", paced));
-        entry.rtpengine(paced);
+        entry.rtpengine(traffic);
         entry.user_path(paced);
+        entry.lanes.retain(|lane| !lane.legs.is_empty());
         let relays = std::mem::take(&mut entry.lanes);
         entry.fast(Kind::Inline, Mode::PerLeg, traffic);
         let kernel = entry.lanes.pop();
