@@ -77,6 +77,8 @@ pub struct Viewer {
     interrupted: bool,
 }
 
+/// What retina says when it joins inside a fragmented NAL unit.
+const INSIDE_A_FRAGMENT: &str = "no frag in progress";
 /// After so long without a frame a gst-launch is taken to have linked its pads wrongly.
 const UNLINKED: Duration = Duration::from_secs(8);
 
@@ -118,15 +120,19 @@ impl Viewer {
     /// gst-launch links rtspsrc's pads from the threads that add them: when picture and sound begin at the
     /// same moment it may link neither, says nothing and receives for ever. Starting it again is no help to
     /// a proxy that sends nothing: that fails every time.
+    ///
+    /// Retina gives up when the first packet it gets lies inside a fragmented NAL unit, which is where a live
+    /// stream may be joined.
     fn relaunch_unlinked(&mut self) -> Result<()> {
-        if self.watch.player != Player::Rtspsrc {
+        if !matches!(self.watch.player, Player::Rtspsrc | Player::Retina) {
             return Ok(());
         }
         for _ in 0..2 {
             let begun = wait_for("a first frame", UNLINKED, || {
                 (!self.process.is_running() || self.frames() > 0).then_some(())
             });
-            if begun.is_ok() {
+            let gave_up = self.frames() == 0 && self.process.log().contains(INSIDE_A_FRAGMENT);
+            if (begun.is_ok() || self.watch.player == Player::Retina) && !gave_up {
                 break;
             }
             eprintln!("{}: no frame, started again", self.watch.name);
