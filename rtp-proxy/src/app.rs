@@ -31,7 +31,7 @@ use crate::handover::door::{self, Door, Request};
 use crate::handover::give::{self, Holdings};
 use crate::handover::take::{self, Running, TakeError};
 use crate::kernel;
-use crate::kernel::hop::UserReason;
+use crate::kernel::hop::{Rung, UserReason};
 use crate::kernel::service::{KernelPath, Settings};
 use crate::standalone::{OsEntropy, Standalone};
 use crate::stats::Snapshot;
@@ -60,6 +60,9 @@ pub enum Stop {
     Signals,
     /// Each item counts as one signal; for those who run the proxy inside another program.
     Channel(mpsc::Receiver<()>),
+    /// As a channel; and each item of the other puts every UDP leg on a rung, as far as it may be there, until
+    /// the next (`None`: back to the rules).
+    Driven(mpsc::Receiver<()>, mpsc::Receiver<Option<Rung>>),
 }
 
 /// Where everything listens once it does.
@@ -122,7 +125,7 @@ pub fn run(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<
 
 async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Result<(), AppError> {
     // First of all: a signal during the start ends as cleanly as a later one.
-    let mut stop = Stopping::new(stop)?;
+    let (mut stop, mut rungs) = Stopping::new(stop)?;
     let reasons = DropReason::ALL.map(DropReason::as_str);
     let metrics = Rc::new(Metrics::new(env!("CARGO_PKG_VERSION"), COMMIT, &reasons, &STREAM_STATES));
     let limits = ConnLimits::default();
@@ -154,6 +157,7 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
     while !standalone.is_finished() && drain.phase() != Phase::Over {
         let wake = [standalone.poll_timeout(), drain.poll_timeout()].into_iter().flatten().min();
         tokio::select! {
+            rung = asked(&mut rungs) => workers.ask_rung(rung),
             () = stop.signalled() => {
                 let phase = drain.handle_signal(std::time::Instant::now());
                 shut_down(&mut standalone, phase, config.drain);
@@ -404,6 +408,18 @@ fn raise_descriptor_limit(connections: usize) -> Option<String> {
     ))
 }
 
+/// The next rung that somebody asks for; pending for ever where nobody can.
+async fn asked(rungs: &mut Option<mpsc::Receiver<Option<Rung>>>) -> Option<Rung> {
+    let asked = match rungs {
+        Some(rungs) => rungs.recv().await,
+        None => None,
+    };
+    match asked {
+        Some(rung) => rung,
+        None => std::future::pending().await,
+    }
+}
+
 /// What ends the process, as something that can be awaited again and again.
 enum Stopping {
     Signals(tokio::signal::unix::Signal, tokio::signal::unix::Signal),
@@ -411,12 +427,14 @@ enum Stopping {
 }
 
 impl Stopping {
-    fn new(stop: Stop) -> std::io::Result<Self> {
+    fn new(stop: Stop) -> std::io::Result<(Self, Option<mpsc::Receiver<Option<Rung>>>)> {
         Ok(match stop {
             Stop::Signals => {
-                Self::Signals(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+                let stop = Self::Signals(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+                (stop, None)
             }
-            Stop::Channel(receiver) => Self::Channel(receiver),
+            Stop::Channel(receiver) => (Self::Channel(receiver), None),
+            Stop::Driven(receiver, rungs) => (Self::Channel(receiver), Some(rungs)),
         })
     }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use msm_graph::{LegId, StreamId, TrackId};
 
+use crate::kernel::hop::{Rung, UserReason};
+
 /// Everything the workers know, read at one moment. Totals never decrease while the process lives.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
@@ -117,6 +119,10 @@ pub struct LegStats {
     pub peer: SocketAddr,
     /// `udp` or `tcp`.
     pub transport: &'static str,
+    /// What carries it; where its tracks differ, the slowest.
+    pub rung: Rung,
+    /// Why the worker carries it, if it does.
+    pub rung_reason: Option<UserReason>,
     /// `disabled`, `armed`, `active` or `paused`.
     pub state: &'static str,
     /// RTP packets sent, all tracks.

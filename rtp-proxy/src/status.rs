@@ -14,9 +14,6 @@ use crate::kernel::hop::{Rung, UserReason};
 use crate::kernel::service::InterfaceStatus;
 use crate::stats::{LegStats, Snapshot, StreamStats};
 
-/// Rung of every leg that the workers carry.
-const RUNG: &str = "user";
-
 /// Body of `GET /v1/streams`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Streams {
@@ -119,8 +116,10 @@ pub struct Leg {
     pub peer: String,
     /// `udp` or `tcp`.
     pub transport: &'static str,
-    /// What carries it.
+    /// What carries it: `tcx`, `tc` or `user`; where its tracks differ, the slowest.
     pub rung: &'static str,
+    /// Why it is not in the kernel; `null` if it is.
+    pub rung_reason: Option<String>,
     /// `disabled`, `armed`, `active` or `paused`.
     pub state: &'static str,
     /// RTP packets sent to it.
@@ -140,7 +139,8 @@ impl From<&LegStats> for Leg {
         Self {
             peer: leg.peer.to_string(),
             transport: leg.transport,
-            rung: RUNG,
+            rung: leg.rung.as_str(),
+            rung_reason: leg.rung_reason.as_ref().map(ToString::to_string),
             state: leg.state,
             packets: leg.packets,
             bytes: leg.bytes,
@@ -227,8 +227,14 @@ fn stream_sample(status: &StreamStatus, data: Option<&StreamStats>) -> StreamSam
         sample.received.duplicate += track.duplicate;
         sample.received.jitter = sample.received.jitter.max(track.jitter);
     }
-    let count = |kind| data.legs.iter().filter(|leg| leg.transport == kind).count() as u64;
-    sample.legs = vec![("udp", count("udp")), ("tcp", count("tcp"))];
+    for rung in [Rung::Tcx, Rung::Tc, Rung::User] {
+        for kind in ["udp", "tcp"] {
+            let legs = data.legs.iter().filter(|leg| leg.rung == rung && leg.transport == kind).count();
+            if legs > 0 {
+                sample.legs.push((rung.as_str(), kind, legs as u64));
+            }
+        }
+    }
     sample.round_trip = data.legs.iter().filter_map(|leg| leg.rtt).max();
     sample.sent = RtpTotals {
         packets: data.out_packets,

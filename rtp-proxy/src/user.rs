@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::bind::{self, Transport};
 use crate::install::Installer;
-use crate::kernel::hop::UserReason;
+use crate::kernel::hop::{Rung, UserReason};
 use crate::kernel::service::WorkerEnd;
 use crate::stats::Snapshot;
 
@@ -26,6 +26,7 @@ pub(crate) mod handover;
 pub(crate) mod input_pair;
 mod io_buffers;
 pub(crate) mod leg;
+pub(crate) mod offload;
 pub(crate) mod stream;
 pub mod tcp;
 pub(crate) mod udp;
@@ -261,6 +262,13 @@ impl Workers {
     /// What an operator should change, in words that can be pasted.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Puts every UDP leg on a rung, as far as it may be there; `None` leaves them to the rules.
+    pub fn ask_rung(&self, rung: Option<Rung>) {
+        for handle in &self.handles {
+            let _ = handle.send(Command::AskRung(rung));
+        }
     }
 
     /// Reads every counter. A worker that does not answer within a second is left out.

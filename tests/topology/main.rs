@@ -13,6 +13,7 @@ mod hostile_connections;
 mod hostile_media;
 mod hostile_sessions;
 mod kernel_ladder;
+mod kernel_path;
 mod kernel_restart;
 mod kernel_scene;
 mod lip_sync;

@@ -175,9 +175,8 @@ impl ReceiverStats {
     pub(crate) fn absorb(&mut self, elsewhere: &Elsewhere, whole: bool) {
         let arrival = self.arrival(elsewhere.arrival);
         let stamped = self.arrival(elsewhere.ts_at);
+        self.count_elsewhere(elsewhere.counts);
         let Some(run) = &mut self.run else { return };
-        self.rate_packets += elsewhere.counts.packets.saturating_sub(run.elsewhere.packets);
-        run.elsewhere = elsewhere.counts;
         if arrival > run.jitter.arrival {
             run.jitter = Jitter { arrival, ts: elsewhere.ts, value: elsewhere.jitter };
         }
@@ -188,6 +187,13 @@ impl ReceiverStats {
             run.seq.raise(elsewhere.highest);
             run.seq.mark_window(elsewhere.highest, elsewhere.window);
         }
+    }
+
+    /// Takes in the counters alone.
+    pub(crate) fn count_elsewhere(&mut self, counts: Counts) {
+        let Some(run) = &mut self.run else { return };
+        self.rate_packets += counts.packets.saturating_sub(run.elsewhere.packets);
+        run.elsewhere = counts;
     }
 
     /// What was counted elsewhere counts as counted here: the other one starts at zero again.

@@ -38,6 +38,9 @@ macro_rules! labels {
     )*};
 }
 
+/// What may carry a leg, best first.
+pub const RUNGS: [&str; 3] = ["tcx", "tc", "user"];
+
 labels! {
     StateLabels { state: &'static str }
     StreamInfoLabels { stream: String, namespace: &'static str, codec: String, clock_rate: u32 }
@@ -85,8 +88,8 @@ pub struct StreamSample {
     pub sent: RtpTotals,
     /// Round trip to the farthest viewer, from its reports.
     pub round_trip: Option<Duration>,
-    /// Legs that are attached, by kind (`udp`, `tcp`).
-    pub legs: Vec<(&'static str, u64)>,
+    /// Legs that are attached, by the rung that carries them ([`RUNGS`]) and by kind (`udp`, `tcp`).
+    pub legs: Vec<(&'static str, &'static str, u64)>,
 }
 
 /// Everything measured about the process at one moment.
@@ -283,8 +286,10 @@ impl Metrics {
         for state in &self.stream_states {
             self.streams.get_or_create(&StateLabels { state }).set(0.0);
         }
-        for kind in ["udp", "tcp"] {
-            self.legs.get_or_create(&LegLabels { rung: "user", kind }).set(0.0);
+        for rung in RUNGS {
+            for kind in ["udp", "tcp"] {
+                self.legs.get_or_create(&LegLabels { rung, kind }).set(0.0);
+            }
         }
     }
 
@@ -315,9 +320,9 @@ impl Metrics {
             self.round_trip.get_or_create(&labels).set(round_trip.as_secs_f64());
         }
         let receivers = self.receivers.get_or_create_owned(&labels);
-        for (kind, legs) in &sample.legs {
+        for (rung, kind, legs) in &sample.legs {
             receivers.inc_by(*legs as f64);
-            self.legs.get_or_create(&LegLabels { rung: "user", kind }).inc_by(*legs as f64);
+            self.legs.get_or_create(&LegLabels { rung, kind }).inc_by(*legs as f64);
         }
     }
 }

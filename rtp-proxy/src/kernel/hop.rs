@@ -66,7 +66,7 @@ pub enum UserReason {
         wanted: u32,
     },
     /// The leg leaves by the interface that its source comes in by.
-    #[error("source and viewer are behind the same interface {0}")]
+    #[error("source and viewer are both behind {0}")]
     SameInterface(String),
     /// The leg's transport needs the worker.
     #[error("{0} needs the worker")]
@@ -74,6 +74,12 @@ pub enum UserReason {
     /// The source is not in a steady run: starting, away, switching.
     #[error("the source is not steady")]
     Unsteady,
+    /// The gate of the leg is shut.
+    #[error("the leg is not playing")]
+    Idle,
+    /// The leg will be in the kernel in a moment.
+    #[error("the leg is on its way")]
+    Moving,
     /// The kernel's tables are full, or the stream has its share of them.
     #[error("the kernel's tables have no room: {0}")]
     Full(String),
@@ -94,6 +100,8 @@ impl UserReason {
             Self::SameInterface(_) => "same_interface",
             Self::Transport(_) => "transport",
             Self::Unsteady => "unsteady",
+            Self::Idle => "idle",
+            Self::Moving => "moving",
             Self::Full(_) => "full",
         }
     }

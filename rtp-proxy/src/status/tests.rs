@@ -26,6 +26,8 @@ fn leg(n: u8, lost: Option<u64>) -> LegStats {
         session: "0123abcd".to_owned(),
         peer: format!("10.0.0.{n}:4000").parse().unwrap(),
         transport: "tcp",
+        rung: Rung::User,
+        rung_reason: Some(UserReason::Transport("interleaved TCP")),
         state: "active",
         packets: 7,
         bytes: 8_400,
@@ -76,15 +78,18 @@ fn the_document_has_exactly_the_stated_shape() {
     );
     let json: serde_json::Value = serde_json::to_value(&document).unwrap();
     let source = serde_json::json!({"kind": "pull", "transport": "udp", "peer": "192.168.1.64:554"});
-    let want = serde_json::json!({"streams": [
+    let want = serde_json::json!({"kernel": {"on": false, "reason": "--max-rung user", "interfaces": []},
+        "streams": [
         {"name": "attic", "state": "active", "source": source, "tracks": [], "legs": []},
         {"name": "door", "state": "active", "source": source,
          "tracks": [{"codec": "H264", "clock_rate": 90000, "packets": 100, "bytes": 120_000, "lost": 1,
                      "jitter_seconds": 0.0008}],
          "legs": [
-            {"peer": "10.0.0.1:4000", "transport": "tcp", "rung": "user", "state": "active", "packets": 7,
+            {"peer": "10.0.0.1:4000", "transport": "tcp", "rung": "user",
+             "rung_reason": "interleaved TCP needs the worker", "state": "active", "packets": 7,
              "bytes": 8400, "lost": 4, "jitter_seconds": 0.0015, "dropped": {"queue_full": 2}},
-            {"peer": "10.0.0.2:4000", "transport": "tcp", "rung": "user", "state": "active", "packets": 7,
+            {"peer": "10.0.0.2:4000", "transport": "tcp", "rung": "user",
+             "rung_reason": "interleaved TCP needs the worker", "state": "active", "packets": 7,
              "bytes": 8400, "lost": null, "jitter_seconds": null, "dropped": {"queue_full": 2}}]}],
         "kernel": {"on": false, "reason": "--max-rung user", "interfaces": []}});
     assert_eq!(json, want);
@@ -117,7 +122,7 @@ fn a_sample_adds_up_tracks_and_counts_legs_by_transport() {
     let stream = &sample.streams[0];
     assert_eq!((stream.received.packets, stream.received.lost), (100, 1));
     assert_eq!((stream.sent.packets, stream.sent.bytes), (50, 60_000));
-    assert_eq!(stream.legs, [("udp", 0), ("tcp", 2)]);
+    assert_eq!(stream.legs, [("user", "tcp", 2)]);
     assert_eq!(stream.round_trip, Some(Duration::from_millis(3)));
     assert_eq!(sample.sessions, 3);
     assert!(sample.threads.iter().any(|(thread, _)| thread == "control"));

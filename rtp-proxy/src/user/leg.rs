@@ -11,6 +11,7 @@ use msm_graph::LegId;
 use msm_media::{LegTrack, Part, Pass, RtcpPass, TrackInput};
 
 use super::io_buffers::IoBuffers;
+use super::stream::LegKernel;
 use super::tcp::{ConnWay, Frame};
 use super::udp::{self, Destination, Piece, Run};
 
@@ -98,6 +99,8 @@ pub(crate) struct LegOut {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
     pub(crate) drops: Drops,
+    /// Its side of the kernel path.
+    pub(crate) kernel: LegKernel,
 }
 
 impl LegOut {

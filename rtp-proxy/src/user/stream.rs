@@ -22,10 +22,13 @@ use super::udp::{self, Destination};
 use super::worker::Shared;
 
 pub(crate) mod inventory;
+mod kernel;
 mod rtcp;
 mod silence;
 mod stats;
 
+pub(crate) use kernel::LegKernel;
+use kernel::TrackKernel;
 use rtcp::send_upstream;
 
 /// After the first track of a leg has started, the others get this long (an idle metadata track would
@@ -57,6 +60,7 @@ pub(crate) struct Track {
     pub(crate) media: TrackInput,
     pub(crate) input: Option<Input>,
     pub(crate) legs: Vec<LegOut>,
+    kernel: TrackKernel,
 }
 
 /// A leg across its tracks.
@@ -76,6 +80,8 @@ struct LegMeta {
 struct Arming {
     leg: LegId,
     deadline: Instant,
+    /// The gates are not opened yet: every packet comes here from this moment on.
+    ready_at: Option<Instant>,
     started: Vec<LegStart>,
     answer: oneshot::Sender<Vec<LegStart>>,
 }
@@ -96,6 +102,8 @@ pub(crate) struct Stream {
     alive_reported: Option<Instant>,
     alive_at: Option<Instant>,
     silent_reported: Option<Instant>,
+    /// When the kernel's progress was looked at.
+    looked_at: Option<Instant>,
     pub(crate) drops: Drops,
 }
 
@@ -115,12 +123,25 @@ impl Stream {
             alive_reported: None,
             alive_at: None,
             silent_reported: None,
+            looked_at: None,
             drops: Drops::default(),
         }
     }
 
     /// Name, tracks and patience of a row.
-    pub(crate) fn describe(&mut self, now: Instant, row: Row, entropy: &mut dyn FnMut() -> u32) {
+    pub(crate) fn describe(
+        &mut self,
+        now: Instant,
+        row: Row,
+        entropy: &mut dyn FnMut() -> u32,
+        shared: &Shared,
+    ) {
+        for index in 0..self.tracks.len() {
+            let old = self.tracks.get(index).map(|track| &track.row);
+            if old.is_some_and(|old| row.tracks.iter().all(|new| new != old)) {
+                self.end_in_kernel(now, index, shared);
+            }
+        }
         self.name = row.name;
         self.silence = row.silence;
         let mut old = std::mem::take(&mut self.tracks);
@@ -138,7 +159,13 @@ impl Stream {
                 }
                 None => {
                     let media = TrackInput::new(now, media_config(self.id, &track, false, entropy()));
-                    Track { row: track, media, input: None, legs: Vec::new() }
+                    Track {
+                        row: track,
+                        media,
+                        input: None,
+                        legs: Vec::new(),
+                        kernel: TrackKernel::new(self.name.clone()),
+                    }
                 }
             });
         }
@@ -155,7 +182,16 @@ impl Stream {
     }
 
     /// Puts an input in place; the one before it, if any, is returned to be closed.
-    pub(crate) fn set_input(&mut self, now: Instant, row: InputRow, entry: Entry) -> Option<Input> {
+    pub(crate) fn set_input(
+        &mut self,
+        now: Instant,
+        row: InputRow,
+        entry: Entry,
+        shared: &Shared,
+    ) -> Option<Input> {
+        if let Some(index) = self.index(row.track) {
+            self.end_in_kernel(now, index, shared);
+        }
         self.silent_reported = None;
         let stream = self.id;
         let track = self.track_mut(row.track)?;
@@ -166,7 +202,12 @@ impl Stream {
 
     /// The peer's ports are known better now. Sends what opens the way through a NAT on our side, as
     /// players do.
-    pub(crate) fn retarget_input(&mut self, now: Instant, row: InputRow) {
+    pub(crate) fn retarget_input(&mut self, now: Instant, row: InputRow, shared: &Shared) {
+        self.retarget(now, row);
+        self.reconcile(now, shared);
+    }
+
+    fn retarget(&mut self, now: Instant, row: InputRow) {
         let Some(track) = self.track_mut(row.track) else { return };
         let own_ssrc = track.media.config().own_ssrc;
         let payload_types = &track.row.payload_types;
@@ -189,7 +230,9 @@ impl Stream {
         send_upstream(input, &empty, now);
     }
 
-    pub(crate) fn take_input(&mut self, track: TrackId) -> Option<Input> {
+    pub(crate) fn take_input(&mut self, now: Instant, track: TrackId, shared: &Shared) -> Option<Input> {
+        let index = self.index(track)?;
+        self.end_in_kernel(now, index, shared);
         self.track_mut(track)?.input.take()
     }
 
@@ -213,7 +256,15 @@ impl Stream {
         known.legs.push(out);
     }
 
-    pub(crate) fn close_leg_track(&mut self, leg: LegId, track: TrackId) -> Option<LegOut> {
+    pub(crate) fn close_leg_track(
+        &mut self,
+        now: Instant,
+        leg: LegId,
+        track: TrackId,
+        shared: &Shared,
+    ) -> Option<LegOut> {
+        let index = self.index(track)?;
+        self.forget_in_kernel(now, index, leg, shared);
         let legs = &mut self.track_mut(track)?.legs;
         let index = legs.iter().position(|out| out.leg == leg)?;
         let out = legs.swap_remove(index);
@@ -268,6 +319,7 @@ impl Stream {
         leg: LegId,
         wait: Duration,
         answer: oneshot::Sender<Vec<LegStart>>,
+        shared: &Shared,
     ) {
         let Some(answer) = self.arm_again(now, leg, wait, answer) else { return };
         self.arming.retain(|arming| arming.leg != leg);
@@ -286,6 +338,30 @@ impl Stream {
                 lock.reopen(now);
             }
         }
+        let ready_at = self.watch(now, leg, shared);
+        self.arming.push(Arming { leg, deadline: now + wait, ready_at, started: Vec::new(), answer });
+        if ready_at.is_none() {
+            self.open_gates(now, leg);
+        }
+        self.answer_armed(now);
+    }
+
+    /// Opens the gates of those who waited until every packet comes here.
+    fn arm_waiting(&mut self, now: Instant, shared: &Shared) {
+        let is_ready = |arming: &Arming| arming.ready_at.is_some_and(|at| at <= now);
+        if !self.arming.iter().any(is_ready) {
+            return;
+        }
+        self.look(now, shared);
+        for index in 0..self.arming.len() {
+            let Some(arming) = self.arming.get_mut(index).filter(|arming| is_ready(arming)) else { continue };
+            arming.ready_at = None;
+            let leg = arming.leg;
+            self.open_gates(now, leg);
+        }
+    }
+
+    fn open_gates(&mut self, now: Instant, leg: LegId) {
         let mut started = Vec::new();
         for (input, track, out) in self.outs(leg) {
             if !out.media.is_armed() {
@@ -297,8 +373,9 @@ impl Stream {
                 started.push(LegStart { track, seq: start.seq, rtptime: start.rtptime, ssrc: start.ssrc });
             }
         }
-        self.arming.push(Arming { leg, deadline: now + wait, started, answer });
-        self.answer_armed(now);
+        if let Some(arming) = self.arming.iter_mut().find(|arming| arming.leg == leg) {
+            arming.started = started;
+        }
     }
 
     /// Answers the PLAYs whose tracks have started or that have waited long enough.
@@ -307,6 +384,10 @@ impl Stream {
             return;
         }
         for mut arming in std::mem::take(&mut self.arming) {
+            if arming.ready_at.is_some() {
+                self.arming.push(arming);
+                continue;
+            }
             let had = arming.started.len();
             let mut tracks = 0;
             for (_, track, out) in self.outs(arming.leg) {
@@ -331,7 +412,8 @@ impl Stream {
         }
     }
 
-    pub(crate) fn pause(&mut self, leg: LegId) {
+    pub(crate) fn pause(&mut self, now: Instant, leg: LegId, shared: &Shared) {
+        self.stop_in_kernel(now, leg, shared);
         self.arming.retain(|arming| arming.leg != leg);
         for (_, _, out) in self.outs(leg) {
             out.media.pause();
@@ -349,6 +431,7 @@ impl Stream {
         shared: &Shared,
     ) -> u32 {
         let Some(index) = self.index(track) else { return 0 };
+        self.before_batch(index, shared);
         let Some(track) = self.tracks.get_mut(index) else { return 0 };
         {
             let IoBuffers { receive, packets, batch, .. } = &mut *io;
@@ -363,6 +446,7 @@ impl Stream {
                 other.media.share_source_clock(found);
             }
         }
+        self.divide(now, index, io, shared);
         let Some(track) = self.tracks.get_mut(index) else { return 0 };
         let mut refused = 0;
         // Also of a batch that came in whole: a packet held before it may have been given up.
@@ -378,9 +462,10 @@ impl Stream {
         }
         if !io.batch.arrivals().is_empty() {
             io.line_up();
-            let Track { media, legs, .. } = track;
-            for out in legs {
-                let (packets, bytes) = out.forward(now, media, msm_media::Part::ALL, io);
+            let Track { media, legs, kernel, .. } = track;
+            for (at, out) in legs.iter_mut().enumerate() {
+                let part = Self::part(kernel, at, out.leg);
+                let (packets, bytes) = out.forward(now, media, part, io);
                 if out.is_waiting() {
                     shared.note_reordered();
                 }
@@ -393,6 +478,7 @@ impl Stream {
             }
             self.alive_at = Some(now);
         }
+        self.after_batch(now, index, io.receive.is_emptied(), shared);
         self.drain(now, index, io, shared);
         self.answer_armed(now);
         refused
@@ -495,6 +581,9 @@ impl Stream {
 
     /// Everything that is due by time; called about ten times a second.
     pub(crate) fn tick(&mut self, now: Instant, io: &mut IoBuffers, shared: &Shared) {
+        if self.look_is_due(now) {
+            self.reconcile(now, shared);
+        }
         for index in 0..self.tracks.len() {
             if let Some(track) = self.tracks.get_mut(index) {
                 track.media.handle_timeout(now);

@@ -397,6 +397,14 @@ pub(crate) fn thread_cpu() -> std::time::Duration {
     )
 }
 
+/// The address that a socket is bound to.
+pub(crate) fn local_addr(fd: RawFd) -> Option<SocketAddr> {
+    use nix::sys::socket::{SockaddrStorage, getsockname};
+    let addr: SockaddrStorage = getsockname(fd).ok()?;
+    let v4 = addr.as_sockaddr_in().map(|v4| SocketAddr::from(std::net::SocketAddrV4::from(*v4)));
+    v4.or_else(|| addr.as_sockaddr_in6().map(|v6| SocketAddr::from(std::net::SocketAddrV6::from(*v6))))
+}
+
 /// The descriptor, for the send calls above.
 pub(crate) fn descriptor(socket: &impl AsFd) -> RawFd {
     socket.as_fd().as_raw_fd()

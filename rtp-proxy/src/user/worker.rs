@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::kernel::hop::UserReason;
 use crate::kernel::service::WorkerEnd;
+use crate::kernel::ways::Inbox;
 
 use super::input_pair::{InputPair, PairId};
 use super::io_buffers::IoBuffers;
@@ -29,6 +30,7 @@ use super::{PlayerSockets, UserEvent};
 
 mod command;
 pub(crate) mod inventory;
+mod kernel;
 mod players;
 mod receive;
 mod snapshot;
@@ -37,6 +39,7 @@ mod ticker;
 
 use ticker::Ticker;
 
+pub(crate) use kernel::KernelEnd;
 pub(crate) use steps::leg_config;
 
 pub(crate) use command::{Command, Commands, PlayerPeer, Step, WorkerHandle};
@@ -48,7 +51,6 @@ const BACKLOG: usize = 4096;
 pub(crate) struct Start {
     pub(crate) index: usize,
     /// Its end of the kernel path, or why it has none.
-    #[expect(dead_code, reason = "legs are not moved yet")]
     pub(crate) kernel: Result<WorkerEnd, UserReason>,
     pub(crate) core: Option<usize>,
     pub(crate) players: PlayerSockets,
@@ -80,6 +82,9 @@ pub(crate) struct Shared {
     guests_dropped: Cell<u64>,
     /// Some leg has packets that wait for one that is missing.
     reordered: Notify,
+    kernel: Result<RefCell<KernelEnd>, UserReason>,
+    /// Some stream has legs to move, or to arm.
+    due: Notify,
 }
 
 impl std::fmt::Debug for Shared {
@@ -117,7 +122,8 @@ pub(crate) fn run(start: Start, commands: Commands) {
 
 async fn serve(mut start: Start, mut commands: Commands, ticker: Ticker) {
     let inherited = start.inherited.take();
-    let shared = Rc::new(Shared::new(start));
+    let (shared, inbox) = Shared::new(start);
+    let shared = Rc::new(shared);
     if let Some(inherited) = inherited
         && !shared.inherit(inherited)
     {
@@ -129,6 +135,10 @@ async fn serve(mut start: Start, mut commands: Commands, ticker: Ticker) {
         }
     }
     tokio::task::spawn_local(release_reordered(shared.clone()));
+    if let Some(inbox) = inbox {
+        tokio::task::spawn_local(kernel::take_notes(shared.clone(), inbox));
+        tokio::task::spawn_local(kernel::pace(shared.clone()));
+    }
     let ticker = match ticker.watch() {
         Ok(ticker) => ticker,
         Err(error) => return tracing::error!(event = "worker.failed", worker = shared.index, %error),
@@ -143,9 +153,11 @@ async fn serve(mut start: Start, mut commands: Commands, ticker: Ticker) {
                 Some(Command::Freeze(freeze)) => {
                     // Connections that have just arrived take their place first.
                     tokio::task::yield_now().await;
+                    shared.yield_kernel().await;
                     if shared.stand_still(freeze, &mut commands) {
                         break;
                     }
+                    shared.resume_kernel();
                 }
                 Some(command) => shared.obey(command),
             },
@@ -155,6 +167,7 @@ async fn serve(mut start: Start, mut commands: Commands, ticker: Ticker) {
             }
         }
     }
+    shared.leave_kernel();
     // Sockets are closed by dropping the streams; connections end with the runtime.
     shared.streams.borrow_mut().clear();
 }
@@ -175,8 +188,12 @@ async fn release_reordered(shared: Rc<Shared>) {
 }
 
 impl Shared {
-    fn new(start: Start) -> Self {
-        Self {
+    fn new(start: Start) -> (Self, Option<Inbox>) {
+        let (kernel, inbox) = match start.kernel {
+            Ok((share, inbox)) => (Ok(RefCell::new(KernelEnd::new(share))), Some(inbox)),
+            Err(reason) => (Err(reason), None),
+        };
+        let shared = Self {
             index: start.index,
             players: start.players,
             workers: start.workers,
@@ -194,7 +211,10 @@ impl Shared {
             late_frames: Cell::default(),
             guests_dropped: Cell::default(),
             reordered: Notify::new(),
-        }
+            kernel,
+            due: Notify::new(),
+        };
+        (shared, inbox)
     }
 
     /// Packets of an interleaved leg wait to be put in sequence.
@@ -387,7 +407,7 @@ impl Shared {
             }
             Command::Arm { stream, leg, wait, answer } => {
                 if let Some(stream) = self.stream(stream) {
-                    stream.borrow_mut().arm(Instant::now(), leg, wait, answer);
+                    stream.borrow_mut().arm(Instant::now(), leg, wait, answer, self);
                 }
             }
             Command::AdoptConn(parts, answer) => {
@@ -410,6 +430,7 @@ impl Shared {
                     stream.borrow_mut().handle_unreachable(leg, self);
                 }
             }
+            Command::AskRung(rung) => self.ask_rung(rung),
             Command::Snapshot(answer) => {
                 let _ = answer.send(self.snapshot());
             }
@@ -427,6 +448,7 @@ impl Shared {
     fn tick(&self, second: bool) {
         let now = Instant::now();
         self.flush_backlog();
+        self.flush_asks();
         let streams: Vec<_> = self.streams.borrow().values().cloned().collect();
         for stream in streams {
             stream.borrow_mut().tick(now, &mut self.io.borrow_mut(), self);

@@ -61,6 +61,11 @@ impl TrackInput {
         self.heard(elsewhere.arrival);
     }
 
+    /// Takes in what was counted elsewhere and nothing else.
+    pub fn count_elsewhere(&mut self, elsewhere: &Elsewhere) {
+        self.stats.count_elsewhere(elsewhere.counts);
+    }
+
     /// Every packet comes here again, and those that did not have been taken in.
     pub fn end_expect(&mut self) {
         self.ahead = None;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Drops, GateState, InOrder, LegOut, Way};
 use crate::user::PlayerSockets;
+use crate::user::stream::LegKernel;
 use crate::user::tcp::{ConnWay, Frame};
 use crate::user::udp::{self, Destination};
 use crate::user::worker::leg_config;
@@ -154,11 +155,13 @@ impl LegOut {
         way_to: impl FnOnce(ConnId) -> ConnWay,
         at: &Anchor,
     ) -> Result<Self, Malformed> {
+        let mut kernel = LegKernel::default();
         let (way, interleaved) = match inventory.way {
             WayInventory::Udp { rtp, rtcp, source, segmented } => {
                 let pair = players
                     .towards(rtp)
                     .ok_or_else(|| Malformed::new("leg", "of a family without player port"))?;
+                kernel = LegKernel::of(rtp, source, pair.ports.rtp);
                 let way = Way::Udp {
                     rtp_socket: udp::descriptor(&*pair.rtp),
                     rtcp_socket: udp::descriptor(&*pair.rtcp),
@@ -187,6 +190,7 @@ impl LegOut {
             packets: inventory.packets,
             bytes: inventory.bytes,
             drops: Drops::restore(&inventory.drops),
+            kernel,
         })
     }
 }

@@ -13,6 +13,7 @@ use msm_media::{PeerLock, TrackInput};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::kernel::TrackKernel;
 use super::{Arming, Entry, Input, LegMeta, Stream, Track, media_config};
 use crate::user::PlayerSockets;
 use crate::user::input_pair::{InputPair, PairId};
@@ -141,6 +142,8 @@ impl Stream {
             alive_reported: _,
             alive_at: _,
             silent_reported: _,
+            // Nothing is in the kernel while a proxy is handed over.
+            looked_at: _,
             drops: _,
         } = self;
         let moment = |instant: Option<Instant>| instant.map(|instant| at.moment(instant));
@@ -205,7 +208,8 @@ impl Stream {
         stream.name = inventory.name;
         stream.silence = inventory.silence;
         for track in inventory.tracks {
-            stream.tracks.push(restore_track(stream.id, track, from)?);
+            let kernel = TrackKernel::new(stream.name.clone());
+            stream.tracks.push(restore_track(stream.id, track, kernel, from)?);
         }
         let legs = inventory.legs.into_iter().map(|meta| LegMeta {
             leg: meta.leg,
@@ -249,7 +253,7 @@ impl Stream {
                 Some(LegStart { track, seq: start.seq, rtptime: start.rtptime, ssrc: start.ssrc })
             })
             .collect();
-        self.arming.push(Arming { leg, deadline: now + wait, started, answer });
+        self.arming.push(Arming { leg, deadline: now + wait, ready_at: None, started, answer });
         self.answer_armed(now);
         None
     }
@@ -258,6 +262,7 @@ impl Stream {
 fn restore_track(
     stream: StreamId,
     inventory: TrackInventory,
+    kernel: TrackKernel,
     from: &Surroundings<'_>,
 ) -> Result<Track, Malformed> {
     let row = inventory.row;
@@ -291,5 +296,5 @@ fn restore_track(
     for leg in inventory.legs {
         legs.push(LegOut::restore(leg, from.players, from.way_to, from.at)?);
     }
-    Ok(Track { row, media, input, legs })
+    Ok(Track { row, media, input, legs, kernel })
 }

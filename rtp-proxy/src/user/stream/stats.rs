@@ -6,23 +6,25 @@ use std::time::{Duration, Instant};
 use super::{Entry, LegMeta, Stream, Track};
 use crate::stats::{LegStats, StreamStats, TrackStats};
 use crate::user::leg::{Drops, GateState};
+use crate::user::worker::Shared;
 
 impl Stream {
-    pub(crate) fn stats(&self, now: Instant, worker: usize) -> StreamStats {
+    pub(crate) fn stats(&self, now: Instant, shared: &Shared) -> StreamStats {
         let tracks = self.tracks.iter().map(|track| track_stats(track, now)).collect();
         StreamStats {
             stream: self.id,
             name: self.name.clone(),
-            worker,
+            worker: shared.index,
             tracks,
-            legs: self.legs.iter().map(|meta| self.leg_stats(meta, now)).collect(),
+            legs: self.legs.iter().map(|meta| self.leg_stats(meta, now, shared)).collect(),
             out_packets: self.out_packets,
             out_bytes: self.out_bytes,
             source_switches: self.switches,
         }
     }
 
-    fn leg_stats(&self, meta: &LegMeta, now: Instant) -> LegStats {
+    fn leg_stats(&self, meta: &LegMeta, now: Instant, shared: &Shared) -> LegStats {
+        let (rung, rung_reason) = self.rung_of(meta.leg, shared);
         let outs: Vec<_> = self
             .tracks
             .iter()
@@ -47,6 +49,8 @@ impl Stream {
             leg: meta.leg,
             session: meta.session.clone(),
             peer: meta.peer,
+            rung,
+            rung_reason,
             transport: outs.first().map_or("udp", |(_, out)| out.transport()),
             state: outs
                 .iter()

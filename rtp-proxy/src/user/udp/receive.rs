@@ -55,6 +55,8 @@ pub(crate) struct ReceiveBuffer {
     /// Messages asked for at the next call: few for a thin stream, [`BATCH`] for a thick one.
     want: usize,
     spare_used: usize,
+    /// Whether the last call left nothing at the socket.
+    emptied: bool,
 }
 
 impl std::fmt::Debug for ReceiveBuffer {
@@ -74,6 +76,7 @@ impl ReceiveBuffer {
             datagrams: Vec::with_capacity(BATCH),
             want: 2,
             spare_used: 0,
+            emptied: false,
         }
     }
 
@@ -88,6 +91,11 @@ impl ReceiveBuffer {
     /// What the last [`ReceiveBuffer::recv`] brought.
     pub(crate) fn datagrams(&self) -> &[Datagram] {
         &self.datagrams
+    }
+
+    /// Whether the last [`ReceiveBuffer::recv`] left nothing at its socket.
+    pub(crate) fn is_emptied(&self) -> bool {
+        self.emptied
     }
 
     /// Forgets what was copied in.
@@ -169,6 +177,7 @@ impl ReceiveBuffer {
             self.datagrams.push(Datagram { piece, from, segment });
         }
         let emptied = received < want;
+        self.emptied = emptied;
         self.want = if emptied { (received + 1).next_power_of_two() } else { BATCH };
         Ok(emptied)
     }

@@ -11,6 +11,7 @@ use msm_graph::{InputRow, LegId, LegSpec, LegStart, LegTrack, LegTrackState, Row
 use tokio::sync::{mpsc, oneshot};
 
 use super::inventory::Freeze;
+use crate::kernel::hop::Rung;
 use crate::stats::Snapshot;
 use crate::user::input_pair::PairId;
 use crate::user::tcp::{ConnParts, GuestQueue};
@@ -135,6 +136,8 @@ pub(crate) enum Command {
         stream: StreamId,
         leg: LegId,
     },
+    /// Every UDP leg is to be there; `None` leaves them to the rules.
+    AskRung(Option<Rung>),
     Snapshot(oneshot::Sender<Snapshot>),
     /// Stand still: the proxy is being handed over.
     Freeze(Freeze),

@@ -31,9 +31,10 @@ impl Shared {
             note("input_rtcp", pair.receive_buffer);
         }
         for stream in self.streams.borrow().values() {
+            stream.borrow_mut().look(now, self);
             let stream = stream.borrow();
             drops.add(&stream.all_drops());
-            snapshot.streams.push(stream.stats(now, self.index));
+            snapshot.streams.push(stream.stats(now, self));
         }
         for (name, overflows) in self.overflows.borrow().iter() {
             if let Some(socket) = sockets.iter_mut().find(|socket| socket.socket == *name) {

@@ -14,7 +14,7 @@ use super::Shared;
 use super::command::{PlayerPeer, Step};
 use crate::user::input_pair::{InputPair, PairId};
 use crate::user::leg::{Drops, GateState, InOrder, LegOut, Way};
-use crate::user::stream::{Entry, Input, Stream};
+use crate::user::stream::{Entry, Input, LegKernel, Stream};
 use crate::user::tcp::{ChannelOwner, ConnWay, GuestQueue};
 use crate::user::udp::{self, Bound, Destination};
 
@@ -45,16 +45,16 @@ impl Shared {
                 let mut gone: Vec<_> = cell.borrow().tracks.iter().map(|track| track.row.track).collect();
                 gone.retain(|id| row.tracks.iter().all(|track| track.track != *id));
                 for track in gone {
-                    let old = cell.borrow_mut().take_input(track);
+                    let old = cell.borrow_mut().take_input(now, track, self);
                     self.close_input(stream, old);
                 }
-                cell.borrow_mut().describe(now, row, &mut random_u32);
+                cell.borrow_mut().describe(now, row, &mut random_u32, self);
             }
             Step::OpenUdpInput { stream, input, pair, bound } => {
                 let cell = find_track(stream, input.track)?;
                 let entry =
                     self.open_udp(&cell, &input, pair, bound).map_err(|e| OpError::Io(e.to_string()))?;
-                let old = cell.borrow_mut().set_input(now, input, entry);
+                let old = cell.borrow_mut().set_input(now, input, entry, self);
                 self.close_input(stream, old);
             }
             Step::OpenChannelInput { stream, input, peer, guest } => {
@@ -62,22 +62,24 @@ impl Shared {
                 let Encap::Interleaved { conn, rtp, rtcp } = input.encap else { return Ok(()) };
                 let track = input.track;
                 // Unbound first: the new input may use the very channels of the old one.
-                let old = cell.borrow_mut().take_input(track);
+                let old = cell.borrow_mut().take_input(now, track, self);
                 self.close_input(stream, old);
                 let conn = self.way_to(conn, guest);
                 let owners = ChannelOwner::input(stream, track);
                 let [mut early, reports] = conn.bind([(rtp, owners[0]), (rtcp, owners[1])], self.index)?;
                 let entry = Entry::Channels { conn, rtcp, peer };
-                cell.borrow_mut().set_input(now, input, entry);
+                cell.borrow_mut().set_input(now, input, entry, self);
                 self.handle_frames(stream, track, &mut early);
                 for compound in reports {
                     self.handle_input_rtcp(stream, track, &compound);
                 }
             }
-            Step::RetargetInput { stream, input } => find(stream)?.borrow_mut().retarget_input(now, input),
+            Step::RetargetInput { stream, input } => {
+                find(stream)?.borrow_mut().retarget_input(now, input, self);
+            }
             Step::CloseInput { stream, track } => {
                 if let Some(cell) = self.stream(stream) {
-                    let old = cell.borrow_mut().take_input(track);
+                    let old = cell.borrow_mut().take_input(now, track, self);
                     self.close_input(stream, old);
                 }
             }
@@ -91,7 +93,7 @@ impl Shared {
                     self.close_leg(stream, leg, true);
                 }
                 for track in tracks {
-                    let old = cell.borrow_mut().take_input(track);
+                    let old = cell.borrow_mut().take_input(now, track, self);
                     self.close_input(stream, old);
                 }
                 self.drops.borrow_mut().add(&cell.borrow().drops);
@@ -106,7 +108,7 @@ impl Shared {
                 cell.borrow_mut().open_leg_track(track.track, out);
             }
             Step::CloseLegTrack { stream, leg, track } => self.close_leg_track(stream, leg, track, false),
-            Step::PauseLeg { stream, leg } => find(stream)?.borrow_mut().pause(leg),
+            Step::PauseLeg { stream, leg } => find(stream)?.borrow_mut().pause(now, leg, self),
             Step::CloseLeg { stream, leg, bye } => self.close_leg(stream, leg, bye),
         }
         Ok(())
@@ -172,6 +174,7 @@ impl Shared {
         track: &LegTrackRow,
         guest: Option<GuestQueue>,
     ) -> Result<LegOut, OpError> {
+        let mut kernel = LegKernel::default();
         let (way, interleaved) = match track.encap {
             LegEncap::Udp { rtp, rtcp, local } => {
                 let [rtp, rtcp] = [rtp, rtcp].map(|a| SocketAddr::new(a.ip().to_canonical(), a.port()));
@@ -180,8 +183,9 @@ impl Shared {
                 })?;
                 // RTSP-14: the viewer expects media from the address it reached us at.
                 let local = local.to_canonical();
-                let source = (udp::route_source(rtp) != Some(local) && local.is_ipv4() == rtp.is_ipv4())
-                    .then_some(local);
+                let route = udp::route_source(rtp);
+                let source = (route != Some(local) && local.is_ipv4() == rtp.is_ipv4()).then_some(local);
+                kernel = LegKernel::new(source.or(route).map(|ip| SocketAddr::new(ip, pair.ports.rtp)));
                 let peer = self.player_peer(stream, leg, track.track);
                 if let Err(error) =
                     [rtp, rtcp].into_iter().try_for_each(|addr| self.announce_peer(addr, peer))
@@ -215,12 +219,15 @@ impl Shared {
             packets: 0,
             bytes: 0,
             drops: Drops::default(),
+            kernel,
         })
     }
 
     fn close_leg_track(&self, stream: StreamId, leg: LegId, track: TrackId, bye: bool) {
         let Some(cell) = self.stream(stream) else { return };
-        let Some(mut out) = cell.borrow_mut().close_leg_track(leg, track) else { return };
+        let Some(mut out) = cell.borrow_mut().close_leg_track(Instant::now(), leg, track, self) else {
+            return;
+        };
         if bye {
             let mut compound = Vec::with_capacity(64);
             if out.media.write_bye(&mut compound) {

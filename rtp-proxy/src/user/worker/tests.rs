@@ -38,7 +38,7 @@ fn worker(index: usize) -> (Rc<Shared>, [Commands; 2]) {
     let kernel = Err(UserReason::Capped);
     let workers = vec![first, second];
     let start = Start { index, kernel, core: None, players, workers, events, inherited: None };
-    (Rc::new(Shared::new(start)), [first_queue, second_queue])
+    (Rc::new(Shared::new(start).0), [first_queue, second_queue])
 }
 
 fn fill(handle: &WorkerHandle, depth: usize) {

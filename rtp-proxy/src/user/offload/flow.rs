@@ -1,0 +1,127 @@
+//! The flow of a track in the kernel: opened with the first leg, published by one update.
+
+use std::time::Instant;
+
+use msm_fastpath::{Admission, FlowEntry, FlowKind, GroupMode, RtpEdit};
+use msm_media::{Standing, TrackInput};
+
+use super::seats::{NoSeat, Seats};
+use super::{HOLD, Kernel, Offload, Source, wire};
+use crate::kernel::table::TableError;
+
+/// Whether the worker has seen how far the kernel had come when it was alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Behind {
+    /// It has.
+    No,
+    /// Not yet, and how far is not known.
+    Unknown,
+    /// Not yet; up to this number.
+    UpTo(u64),
+}
+
+/// What comes up to the worker of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// Every packet, since this moment.
+    Copies { since: Instant, behind: Behind },
+    /// What does not continue the run.
+    Alone { since: Instant },
+}
+
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) source: Source,
+    pub(super) run: u32,
+    pub(super) stats: u32,
+    pub(super) seats: Seats,
+    pub(super) entry: FlowEntry,
+    pub(super) sight: Sight,
+    /// Copies stay on.
+    pub(super) hold_until: Instant,
+    /// A gate has opened: the program sees the packets.
+    pub(super) met: bool,
+    pub(super) bypassed: u32,
+    /// Everything that came before this moment has been read.
+    pub(super) emptied_at: Option<Instant>,
+}
+
+impl Offload {
+    /// A flow with nobody in it.
+    pub(super) fn open(
+        &mut self,
+        now: Instant,
+        kernel: &mut Kernel<'_>,
+        media: &mut TrackInput,
+        source: Source,
+        standing: &Standing,
+    ) -> Result<(), NoSeat> {
+        let stats = kernel.slots.take_flow(&self.tenant, now).map_err(NoSeat::Full)?;
+        let seats = match Seats::new(&self.tenant, kernel.slots, now) {
+            Ok(seats) => seats,
+            Err(reason) => {
+                kernel.slots.give_flow(&self.tenant, stats, now);
+                return Err(NoSeat::Full(reason));
+            }
+        };
+        let admission = Admission::only_ssrc(standing.payload_types, standing.ssrc);
+        let entry = FlowEntry::new(FlowKind::Rtp, admission, stats, source.clock_rate);
+        media.begin_elsewhere();
+        let start = wire::start_of(standing, source.clock_rate, &kernel.epoch);
+        self.run = standing.run;
+        self.tried = source.ingress.ifindex;
+        self.seen = (standing.highest, standing.window);
+        self.flow = Some(Flow {
+            source,
+            run: standing.run,
+            stats,
+            seats,
+            entry,
+            // Without a flow every packet comes up.
+            sight: Sight::Copies { since: now, behind: Behind::No },
+            hold_until: now + HOLD,
+            met: false,
+            bypassed: 0,
+            emptied_at: None,
+        });
+        kernel.table.put_flow_stats(stats, &start)?;
+        Ok(())
+    }
+
+    /// Makes the flow entry what it must be, in one update.
+    pub(super) fn publish(
+        &mut self,
+        now: Instant,
+        kernel: &mut Kernel<'_>,
+        copies: bool,
+    ) -> Result<(), TableError> {
+        let Self { tenant, flow: Some(flow), legs, .. } = self else { return Ok(()) };
+        let edits: Vec<_> = legs.iter().filter_map(|leg| Some(leg.written.as_ref()?.edit)).collect();
+        let mode = GroupMode::for_edits(&edits);
+        let (first_leg, walked) = flow.seats.walked();
+        let entry = FlowEntry {
+            edit: edits
+                .first()
+                .copied()
+                .filter(|_| mode == GroupMode::Common)
+                .unwrap_or(RtpEdit::TRANSPARENT),
+            first_leg,
+            legs: walked,
+            mode: mode as u8,
+            flags: if copies { FlowEntry::COPY_TO_USER } else { 0 },
+            ..flow.entry
+        };
+        flow.sight = match (copies, flow.sight) {
+            (true, Sight::Alone { .. }) => Sight::Copies { since: now, behind: Behind::Unknown },
+            (false, Sight::Copies { .. }) => Sight::Alone { since: now },
+            (_, sight) => sight,
+        };
+        if entry != flow.entry {
+            let key = flow.source.key();
+            kernel.table.put_flow(&key, &entry.under(&key))?;
+            flow.entry = entry;
+            flow.seats.published(tenant, kernel.slots, now);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! Legs that move between a worker and a model of the kernel's programs, on a virtual clock.
+
+use super::*;
+
+mod model;
+mod world;
+
+use world::World;
+
+/// A track with viewers whose legs are in the kernel.
+fn steady(seed: u64, viewers: usize) -> World {
+    let mut world = World::new(seed);
+    world.send(5);
+    world.work();
+    for _ in 0..viewers {
+        world.join(false);
+    }
+    world.settle();
+    for index in 0..viewers {
+        assert_eq!(world.rung(index), Some(Rung::Tcx), "viewer {index}");
+    }
+    world
+}
+
+#[test]
+fn a_leg_that_plays_moves_to_the_kernel_and_the_worker_has_peace() {
+    let mut world = steady(1, 3);
+    let before = world.media.stats().totals().packets;
+    world.send(50);
+    assert!(world.viewers.iter().all(|viewer| viewer.by_kernel > 0));
+    assert_eq!(world.media.stats().totals().packets, before, "nothing came up");
+    world.settle();
+    world.check_statistics();
+    for viewer in &world.viewers {
+        world.check(viewer);
+    }
+}
+
+#[test]
+fn a_tcp_leg_beside_gets_every_packet_from_the_worker() {
+    let mut world = steady(2, 2);
+    world.join(true);
+    world.settle();
+    assert_eq!((world.rung(0), world.rung(2)), (Some(Rung::Tcx), None));
+    assert_eq!(world.offload.rung(world.viewers[2].leg), Err(UserReason::Transport("interleaved TCP")));
+    for viewer in &world.viewers {
+        world.check(viewer);
+    }
+    world.check_statistics();
+}
+
+#[test]
+fn a_restarted_source_is_spliced_by_the_worker_and_its_legs_go_back() {
+    let mut world = steady(3, 2);
+    for _ in 0..20 {
+        world.restart();
+        world.settle();
+        world.settle();
+        assert_eq!(world.rung(0), Some(Rung::Tcx));
+    }
+    for viewer in &world.viewers {
+        world.check(viewer);
+    }
+    world.check_statistics();
+}
+
+#[test]
+fn a_changed_hop_takes_the_leg_through_the_worker() {
+    let mut world = steady(4, 1);
+    let moves = world.viewers[0].moves;
+    world.mac = 9;
+    world.settle();
+    world.settle();
+    world.settle();
+    world.settle();
+    assert_eq!(world.rung(0), Some(Rung::Tcx));
+    assert!(world.viewers[0].moves >= moves + 2);
+    world.check(&world.viewers[0]);
+}
+
+#[test]
+fn a_program_that_stops_seeing_packets_loses_its_legs() {
+    let mut world = steady(5, 2);
+    world.model.detached = true;
+    world.settle();
+    assert_eq!(world.rung(0), None);
+    let Err(UserReason::Interface { interface, .. }) = world.offload.rung(world.viewers[0].leg) else {
+        panic!("{:?}", world.offload.rung(world.viewers[0].leg));
+    };
+    assert_eq!(interface, "cam");
+    for viewer in &world.viewers {
+        world.check(viewer);
+    }
+    assert!(world.model.flows.is_empty());
+}
+
+#[test]
+fn an_ingress_that_goes_or_changes_takes_the_flow_along() {
+    let mut world = steady(6, 2);
+    world.ingress = Err(UserReason::NoEthernet("cam".to_owned()));
+    world.settle();
+    assert_eq!(world.rung(0), None);
+    assert!(world.model.flows.is_empty());
+    world.ingress = Ok(8);
+    world.settle();
+    world.settle();
+    world.settle();
+    world.settle();
+    assert_eq!(world.rung(0), Some(Rung::Tcx));
+    for viewer in &world.viewers {
+        world.check(viewer);
+    }
+    world.check_statistics();
+}
+
+#[test]
+fn tables_that_refuse_leave_everything_with_the_worker() {
+    let mut world = World::new(7);
+    world.model.broken = true;
+    world.send(5);
+    world.work();
+    world.join(false);
+    world.settle();
+    assert!(matches!(world.offload.rung(world.viewers[0].leg), Err(UserReason::Refused(_))));
+    world.check(&world.viewers[0]);
+    world.check_statistics();
+}
+
+#[test]
+fn the_last_leg_that_leaves_takes_the_flow_along() {
+    let mut world = steady(8, 2);
+    world.leave(0);
+    assert_eq!(world.model.flows.len(), 1);
+    world.leave(0);
+    assert!(world.model.flows.is_empty());
+    assert!(world.offload.is_idle());
+}
+
+#[test]
+fn the_kernel_never_turns_one_address_family_into_the_other() {
+    let world = World::new(9);
+    for (viewer, is_carried) in
+        [("10.0.1.2:5000", true), ("[::ffff:10.0.1.2]:5000", true), ("[fd00::2]:5000", false)]
+    {
+        assert_eq!(world.source.is_family_of(viewer.parse().unwrap()), is_carried, "{viewer}");
+    }
+}
+
+#[test]
+fn what_is_handed_over_comes_back_first() {
+    let mut world = steady(10, 2);
+    world.join(true);
+    world.settle();
+    world.send(3);
+    world.hand_over();
+    assert!(world.model.flows.is_empty() && world.offload.is_idle());
+    world.settle();
+    for viewer in &world.viewers {
+        world.check(viewer);
+    }
+    world.check_statistics();
+}
+
+/// Everything at once, in an order that the seed decides.
+fn riot(seed: u64, rounds: u64) -> u64 {
+    let mut world = World::new(seed);
+    world.send(5);
+    world.work();
+    let mut gone = Vec::new();
+    let mut moves = 0;
+    for _ in 0..rounds {
+        let viewers = world.viewers.len().max(1) as u64;
+        let one = world.rng.below(viewers) as usize;
+        match world.rng.below(400) {
+            0..3 if viewers < 9 => {
+                let tcp = world.rng.one_in(4);
+                world.join(tcp);
+            }
+            3 => gone.extend(world.leave(one)),
+            4..8 => world.pause(one),
+            8..16 => world.play(one),
+            16..60 => world.ask(one, Rung::User),
+            60..120 => world.ask(one, Rung::Tcx),
+            120 if world.rng.one_in(6) => world.restart(),
+            121 => world.mac = world.mac.wrapping_add(1),
+            122 => world.ingress = Ok(5 + world.rng.below(2) as u32),
+            _ => {
+                let burst = 1 + world.rng.below(8);
+                world.send(burst);
+            }
+        }
+        if world.rng.one_in(2) {
+            world.work();
+        }
+        let micros = world.rng.below(4_000);
+        world.pass_time(micros);
+        if world.rng.one_in(3) {
+            world.tick();
+        }
+    }
+    world.settle();
+    for viewer in world.viewers.iter().chain(&gone) {
+        world.check(viewer);
+        moves += viewer.moves;
+    }
+    world.check_statistics();
+    moves
+}
+
+#[test]
+fn ten_thousand_moves_lose_and_double_nothing() {
+    let mut moves = 0;
+    let mut seed = 0;
+    while moves < 10_000 {
+        seed += 1;
+        let result = std::panic::catch_unwind(|| riot(seed, 4_000));
+        moves += result.unwrap_or_else(|error| {
+            let text = error.downcast_ref::<String>().cloned().unwrap_or_default();
+            panic!("seed {seed}: {text}");
+        });
+        assert!(seed < 500, "legs do not move");
+    }
+    eprintln!("{moves} moves, {seed} seeds");
+}

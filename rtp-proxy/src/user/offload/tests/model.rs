@@ -1,0 +1,172 @@
+//! The programs as values: tables, and what they do with one datagram or super-packet.
+
+use std::collections::HashMap;
+
+use msm_fastpath::gso::Segments;
+use msm_fastpath::progress::{Arrival, Progress};
+use msm_fastpath::{
+    FlowEntry, FlowKey, FlowStats, GateEntry, GroupMode, LegEntry, LegStats, PortKey, RtpFixed, Step,
+    Verdict, decide, rewrite,
+};
+
+use crate::kernel::table::{Table, TableError};
+
+/// What one copy looks like, and to which port it goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Copy {
+    pub(crate) to: u16,
+    pub(crate) packet: Vec<u8>,
+}
+
+/// Tables and clock of the modelled kernel.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    pub(crate) nanos: u64,
+    pub(crate) flows: HashMap<FlowId, FlowEntry>,
+    pub(crate) stats: HashMap<u32, FlowStats>,
+    pub(crate) legs: HashMap<u32, LegEntry>,
+    pub(crate) gates: HashMap<u32, GateEntry>,
+    pub(crate) counts: HashMap<u32, LegStats>,
+    /// Writes to fail from now on.
+    pub(crate) broken: bool,
+    /// The program is not attached any more.
+    pub(crate) detached: bool,
+}
+
+type FlowId = ([u8; 16], [u8; 16], [u8; 2], [u8; 2], u32);
+
+fn bytes(key: &FlowKey) -> FlowId {
+    (key.src, key.dst, key.src_port, key.dst_port, key.ifindex)
+}
+
+fn refused() -> TableError {
+    TableError::Refused { map: "FLOWS", errno: "EPERM".to_owned() }
+}
+
+impl Table for Model {
+    fn put_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<(), TableError> {
+        if self.broken {
+            return Err(refused());
+        }
+        let (first, legs) = (entry.first_leg, u32::from(entry.legs));
+        assert!((first..first + legs).all(|slot| self.legs.contains_key(&slot)), "a slot that nobody wrote");
+        self.flows.insert(bytes(key), *entry);
+        Ok(())
+    }
+    fn remove_flow(&mut self, key: &FlowKey) -> Result<(), TableError> {
+        self.flows.remove(&bytes(key));
+        Ok(())
+    }
+    fn put_flow_stats(&mut self, index: u32, stats: &FlowStats) -> Result<(), TableError> {
+        assert!(self.flows.values().all(|flow| flow.stats != index), "the program writes to it");
+        self.stats.insert(index, *stats);
+        Ok(())
+    }
+    fn flow_stats(&self, index: u32) -> Result<FlowStats, TableError> {
+        Ok(self.stats.get(&index).copied().unwrap_or(FlowStats::ZERO))
+    }
+    fn put_leg(&mut self, slot: u32, entry: &LegEntry) -> Result<(), TableError> {
+        let walked = self
+            .flows
+            .values()
+            .any(|flow| (flow.first_leg..flow.first_leg + u32::from(flow.legs)).contains(&slot));
+        if walked && let Some(old) = self.legs.get(&slot) {
+            let gate = self.gates.get(&old.id).copied().unwrap_or_default_gate();
+            assert_eq!(gate.state, 0, "slot {slot} is written while its gate is open");
+            assert_eq!(old.id, entry.id, "slot {slot} changes its gate while it is walked");
+        }
+        self.legs.insert(slot, *entry);
+        Ok(())
+    }
+    fn put_gate(&mut self, id: u32, gate: GateEntry) -> Result<(), TableError> {
+        self.gates.insert(id, gate);
+        Ok(())
+    }
+    fn gate(&self, id: u32) -> Result<GateEntry, TableError> {
+        Ok(self.gates.get(&id).copied().unwrap_or_default_gate())
+    }
+    fn clear_leg_stats(&mut self, id: u32) -> Result<(), TableError> {
+        self.counts.remove(&id);
+        Ok(())
+    }
+    fn leg_stats(&self, id: u32) -> Result<LegStats, TableError> {
+        Ok(self.counts.get(&id).copied().unwrap_or(super::super::NOTHING))
+    }
+    fn put_port(&mut self, _: &PortKey, _: Option<u32>) -> Result<(), TableError> {
+        Ok(())
+    }
+    fn now(&self) -> u64 {
+        self.nanos
+    }
+}
+
+trait OrShut {
+    fn unwrap_or_default_gate(self) -> GateEntry;
+}
+
+impl OrShut for Option<GateEntry> {
+    fn unwrap_or_default_gate(self) -> GateEntry {
+        self.unwrap_or_else(|| msm_fastpath::Gate::Disabled.into())
+    }
+}
+
+impl Model {
+    /// What the program does with one datagram, or with one super-packet of several. Returns whether it goes up.
+    pub(crate) fn ingress(&mut self, key: &FlowKey, packets: &[Vec<u8>], copies: &mut Vec<Copy>) -> bool {
+        let Some(entry) = self.flows.get(&bytes(key)).copied().filter(|_| !self.detached) else {
+            return true;
+        };
+        if entry.mode == GroupMode::ToUser as u8 {
+            return true;
+        }
+        let Some(mut stats) = self.stats.get(&entry.stats).copied() else { return true };
+        assert_eq!(entry.tag, key.tag());
+        let arrival = Arrival::new(self.nanos, entry.clock_rate);
+        let mut progress = Progress::of(&stats);
+        for packet in packets {
+            let header = *RtpFixed::parse(packet).unwrap();
+            if decide(&header, &entry.admission) != Verdict::Forward
+                || !progress.continues(header.seq(), header.timestamp(), &arrival)
+            {
+                stats.strange += 1;
+                self.stats.insert(entry.stats, stats);
+                return true;
+            }
+            progress.take(header.seq(), header.timestamp(), &arrival);
+        }
+        let first = *RtpFixed::parse(&packets[0]).unwrap();
+        let newest = Progress::of(&stats).is_newest(first.seq());
+        let mut copied = entry.flags & FlowEntry::COPY_TO_USER != 0;
+        for slot in entry.first_leg..entry.first_leg + u32::from(entry.legs) {
+            let leg = self.legs[&slot];
+            let gate = self.gates.get(&leg.id).copied().unwrap_or_default_gate();
+            let (gate, step) = gate.step(first.seq(), newest);
+            self.gates.insert(leg.id, gate);
+            copied |= step == Step::Stop;
+            if !step.passes() {
+                continue;
+            }
+            let edit = match GroupMode::from_u8(entry.mode).unwrap() {
+                GroupMode::Opaque | GroupMode::ToUser => msm_fastpath::RtpEdit::TRANSPARENT,
+                GroupMode::Common => entry.edit,
+                GroupMode::PerLeg => leg.edit,
+            };
+            let counts = self.counts.entry(leg.id).or_insert(super::super::NOTHING);
+            for packet in packets {
+                let mut copy = packet.clone();
+                let header = rewrite(RtpFixed::parse(packet).unwrap(), &edit);
+                copy[..12].copy_from_slice(&header.to_bytes());
+                counts.packets += 1;
+                counts.bytes += packet.len() as u64;
+                copies.push(Copy { to: u16::from_be_bytes(leg.dst_port), packet: copy });
+            }
+        }
+        let total = packets.iter().map(Vec::len).sum::<usize>() as u32;
+        let size = if packets.len() > 1 { packets[0].len() as u32 } else { 0 };
+        let segments = Segments::new(total, size).unwrap();
+        progress.store(&mut stats, &segments, &arrival);
+        progress.settle(&mut stats, &segments, copied);
+        self.stats.insert(entry.stats, stats);
+        copied
+    }
+}

@@ -1,0 +1,550 @@
+//! A camera, a lossy network, the modelled kernel, one worker's track and its viewers, on a virtual clock.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use msm_fastpath::FlowKey;
+use msm_graph::LegId;
+use msm_media::rtp::{PacketBuilder, set_header};
+use msm_media::{
+    Batch, ClockRate, Codec, Edit, InputConfig, InputOutput, LegConfig, LegTrack, Pass, ResumePolicy,
+    RtpView, TrackInput,
+};
+
+use super::model::{Copy, Model};
+use crate::kernel::hop::{Hop, Ingress, Rung, UserReason};
+use crate::kernel::slots::{Extent, Quota, Slots};
+use crate::user::offload::{Candidate, Epoch, Kernel, Offload, Plan, Source};
+
+/// Random numbers that a seed fixes (SplitMix64).
+#[derive(Debug)]
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// What a viewer must get while it plays, and what it got.
+#[derive(Debug, Default)]
+struct Period {
+    /// The number that the answer to PLAY named.
+    start: u16,
+    ssrc: u32,
+    /// By id of the packet: how often it came, and its number.
+    got: BTreeMap<u64, (u32, u16)>,
+    /// Id and number of the first in time.
+    first: Option<(u64, u16)>,
+    /// Packets that had come before but waited for the worker when it ended.
+    excused: BTreeSet<u64>,
+    /// First packet that came after it ended.
+    end: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Viewer {
+    pub(crate) leg: LegId,
+    port: u16,
+    tcp: bool,
+    media: LegTrack,
+    playing: bool,
+    joins_at: Option<Instant>,
+    periods: Vec<Period>,
+    /// Packets that the kernel sent, by the counters.
+    pub(crate) by_kernel: u64,
+    pub(crate) moves: u64,
+    was: Option<Rung>,
+}
+
+/// What came to the proxy of one packet.
+#[derive(Debug, Clone, Copy)]
+struct Arrived {
+    times: u32,
+    seq: u16,
+    run: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) rng: Rng,
+    pub(crate) now: Instant,
+    pub(crate) model: Model,
+    slots: Slots,
+    epoch: Epoch,
+    pub(crate) offload: Offload,
+    pub(crate) media: TrackInput,
+    batch: Batch,
+    edits: Vec<Edit>,
+    socket: VecDeque<Vec<u8>>,
+    pub(crate) viewers: Vec<Viewer>,
+    pub(crate) source: Source,
+    /// What the camera stamps next.
+    seq: u16,
+    ts: u32,
+    ssrc: u32,
+    run: u32,
+    next_id: u64,
+    arrived: BTreeMap<u64, Arrived>,
+    /// Packets that a slow way holds back.
+    delayed: Vec<(u32, Vec<u8>)>,
+    /// No loss, no reordering, no duplicates while a run begins.
+    calm: u32,
+    next_leg: u64,
+    pub(crate) restarts: u64,
+    pub(crate) ingress: Result<u32, UserReason>,
+    looked_at: Instant,
+    pub(crate) mac: u8,
+}
+
+const CLOCK: u32 = 90_000;
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        let config = InputConfig {
+            clock: ClockRate::new(CLOCK).unwrap(),
+            codec: Codec::Other,
+            payload_types: vec![96],
+            feedback: false,
+            own_ssrc: 1,
+            cname: "msm".to_owned(),
+        };
+        let model = Model { nanos: 1_000_000_000, ..Model::default() };
+        let extent = Extent { legs: 0..64, ids: 0..64, flows: 0..8 };
+        let mut rng = Rng(seed);
+        let (seq, ts, ssrc) = (rng.next() as u16, rng.next() as u32, 0x1000);
+        Self {
+            rng,
+            now,
+            epoch: Epoch::new(now, model.nanos),
+            model,
+            slots: Slots::new(&extent, Quota { part: 1.0, floor: 1 }),
+            offload: Offload::new("camera".to_owned()),
+            media: TrackInput::new(now, config),
+            batch: Batch::default(),
+            edits: Vec::new(),
+            socket: VecDeque::new(),
+            viewers: Vec::new(),
+            source: Source {
+                peer: at("10.0.0.2:40000"),
+                local: at("10.0.0.1:8062"),
+                ingress: Ingress { ifindex: 5, interface: "cam".to_owned(), mtu: 1_500, rung: Rung::Tcx },
+                clock_rate: CLOCK,
+            },
+            seq,
+            ts,
+            ssrc,
+            run: 0,
+            next_id: 0,
+            arrived: BTreeMap::new(),
+            delayed: Vec::new(),
+            calm: 20,
+            next_leg: 0,
+            restarts: 0,
+            ingress: Ok(5),
+            looked_at: now,
+            mac: 1,
+        }
+    }
+
+    pub(crate) fn pass_time(&mut self, micros: u64) {
+        self.now += Duration::from_micros(micros);
+        self.model.nanos += micros * 1_000;
+    }
+
+    /// The camera sends a burst; the network does with it what it likes.
+    pub(crate) fn send(&mut self, packets: u64) {
+        self.ts = self.ts.wrapping_add(3_000);
+        let mut burst = Vec::new();
+        for _ in 0..packets {
+            let id = self.next_id;
+            self.next_id += 1;
+            let packet = PacketBuilder::new(96, self.seq, self.ts, self.ssrc).build(&id.to_be_bytes());
+            self.seq = self.seq.wrapping_add(1);
+            if self.calm > 0 {
+                self.calm -= 1;
+                burst.push(packet);
+                continue;
+            }
+            match self.rng.below(60) {
+                0 => {}
+                1 => self.delayed.push((1 + self.rng.below(6) as u32, packet)),
+                2 => burst.extend([packet.clone(), packet]),
+                3 => {
+                    self.delayed.push((1 + self.rng.below(6) as u32, packet.clone()));
+                    burst.push(packet);
+                }
+                _ => burst.push(packet),
+            }
+        }
+        for (left, _) in &mut self.delayed {
+            *left -= 1;
+        }
+        burst.extend(self.delayed.extract_if(.., |(left, _)| *left == 0).map(|(_, packet)| packet));
+        let whole = self.rng.one_in(3);
+        if whole && !burst.is_empty() {
+            self.arrive(&burst);
+        } else {
+            for packet in burst {
+                self.arrive(&[packet]);
+            }
+        }
+    }
+
+    fn arrive(&mut self, packets: &[Vec<u8>]) {
+        for packet in packets {
+            let view = RtpView::parse(packet).unwrap();
+            let (run, seq) = (self.run, view.seq());
+            let known = self.arrived.entry(id_of(packet)).or_insert(Arrived { times: 0, seq, run });
+            known.times += 1;
+        }
+        let ifindex = self.ingress.clone().unwrap_or(7);
+        let key = FlowKey::new(self.source.peer, self.source.local, ifindex);
+        let mut copies = Vec::new();
+        if self.model.ingress(&key, packets, &mut copies) {
+            self.socket.extend(packets.iter().cloned());
+        }
+        for Copy { to, packet } in copies {
+            let viewer = self.viewers.iter_mut().find(|viewer| viewer.port == to);
+            viewer.expect("a copy for a viewer that is gone").receive(&packet);
+        }
+    }
+
+    /// The worker's turn: it reads some or all of what waits.
+    pub(crate) fn work(&mut self) {
+        while !self.socket.is_empty() {
+            let most = 1 + self.rng.below(12) as usize;
+            let packets: Vec<_> = self.socket.drain(..most.min(self.socket.len())).collect();
+            self.handle(&packets);
+            if self.rng.one_in(4) {
+                break;
+            }
+        }
+    }
+
+    fn handle(&mut self, packets: &[Vec<u8>]) {
+        let emptied = self.socket.is_empty();
+        let Self { now, model, slots, epoch, offload, media, batch, edits, viewers, .. } = self;
+        let mut kernel = Kernel { table: model, slots, epoch: *epoch };
+        offload.before_batch(&mut kernel, media);
+        media.handle_rtp(*now, packets.iter().map(Vec::as_slice), batch);
+        offload.divide(*now, &mut kernel, batch);
+        for (index, viewer) in viewers.iter_mut().enumerate() {
+            if let Some((run, head)) = offload.take_sent(viewer.leg) {
+                viewer.media.sent_elsewhere(run, head);
+            }
+            let part = offload.part(index, viewer.leg);
+            let bytes = |arrival: usize| {
+                let index = batch.arrivals()[arrival].index;
+                packets.get(index as usize).cloned().unwrap_or_else(|| batch.held().to_vec())
+            };
+            let sent: Vec<_> = match viewer.media.handle_batch(*now, media, batch, part, edits) {
+                Pass::Nothing => Vec::new(),
+                Pass::All => (0..batch.arrivals().len()).map(bytes).collect(),
+                Pass::Select => edits.iter().map(|edit| bytes(edit.arrival as usize)).collect(),
+                Pass::Rewrite => edits
+                    .iter()
+                    .map(|edit| {
+                        let mut packet = bytes(edit.arrival as usize);
+                        set_header(&mut packet, edit.seq, edit.ts, edit.ssrc);
+                        packet
+                    })
+                    .collect(),
+            };
+            for packet in sent {
+                viewer.receive(&packet);
+            }
+        }
+        offload.after_batch(*now, &mut kernel, media, emptied);
+        while !matches!(media.poll_output(), InputOutput::Timeout(_)) {}
+    }
+
+    /// What timers do: joins that waited, transitions that are due, a look at everything.
+    pub(crate) fn tick(&mut self) {
+        let Self { now, model, slots, epoch, offload, media, viewers, .. } = self;
+        let mut kernel = Kernel { table: model, slots, epoch: *epoch };
+        for viewer in viewers.iter_mut() {
+            if viewer.joins_at.is_some_and(|at| at <= *now) {
+                viewer.joins_at = None;
+                offload.look(*now, &mut kernel, media);
+                viewer.arm(*now, media);
+            }
+        }
+        if offload.due().is_some_and(|due| due <= *now) {
+            offload.step(*now, &mut kernel, media);
+        }
+        // Twice a second, as a stream looks.
+        if self.looked_at + Duration::from_millis(500) <= self.now {
+            self.reconcile();
+        }
+    }
+
+    pub(crate) fn reconcile(&mut self) {
+        self.looked_at = self.now;
+        let hop = Hop {
+            ifindex: 9,
+            interface: "viewers".to_owned(),
+            src_mac: [2; 6],
+            dst_mac: [self.mac; 6],
+            mtu: 1_500,
+            local: true,
+        };
+        let Self { now, model, slots, epoch, offload, media, viewers, source, ingress, .. } = self;
+        let mut kernel = Kernel { table: model, slots, epoch: *epoch };
+        let source = ingress.clone().map(|ifindex| {
+            source.ingress.ifindex = ifindex;
+            source.clone()
+        });
+        let candidates = viewers
+            .iter()
+            .map(|viewer| Candidate {
+                leg: viewer.leg,
+                active: viewer.playing || viewer.joins_at.is_some(),
+                plan: viewer.plan(media, &hop),
+            })
+            .collect();
+        offload.look(*now, &mut kernel, media);
+        offload.reconcile(*now, &mut kernel, media, source, candidates);
+        for viewer in viewers.iter_mut() {
+            viewer.by_kernel += offload.take_counts(viewer.leg, &kernel).packets;
+            let rung = offload.rung(viewer.leg).ok();
+            viewer.moves += u64::from(rung != viewer.was);
+            viewer.was = rung;
+        }
+    }
+
+    /// A viewer sets up and plays.
+    pub(crate) fn join(&mut self, tcp: bool) {
+        self.next_leg += 1;
+        let leg = LegId::new(self.next_leg, [0; 10]);
+        let config = LegConfig { resume: ResumePolicy::AtOnce, ..LegConfig::default() };
+        self.viewers.push(Viewer {
+            leg,
+            port: 20_000 + self.next_leg as u16,
+            tcp,
+            media: LegTrack::new(config),
+            playing: false,
+            joins_at: None,
+            periods: Vec::new(),
+            by_kernel: 0,
+            moves: 0,
+            was: None,
+        });
+        self.play(self.viewers.len() - 1);
+    }
+
+    pub(crate) fn play(&mut self, index: usize) {
+        let Self { now, model, slots, epoch, offload, media, viewers, .. } = self;
+        let mut kernel = Kernel { table: model, slots, epoch: *epoch };
+        let Some(viewer) = viewers.get_mut(index) else { return };
+        if viewer.playing || viewer.joins_at.is_some() || media.current().is_none() {
+            return;
+        }
+        if let Some((run, head)) = offload.take_sent(viewer.leg) {
+            viewer.media.sent_elsewhere(run, head);
+        }
+        let ready = offload.watch(viewer.leg, *now, &mut kernel, media);
+        if ready > *now {
+            viewer.joins_at = Some(ready);
+        } else {
+            offload.look(*now, &mut kernel, media);
+            viewer.arm(*now, media);
+        }
+    }
+
+    pub(crate) fn pause(&mut self, index: usize) {
+        let Self { now, model, slots, epoch, offload, viewers, socket, next_id, .. } = self;
+        let mut kernel = Kernel { table: model, slots, epoch: *epoch };
+        let Some(viewer) = viewers.get_mut(index) else { return };
+        viewer.joins_at = None;
+        offload.pause(viewer.leg, *now, &mut kernel);
+        if let Some((run, head)) = offload.take_sent(viewer.leg) {
+            viewer.media.sent_elsewhere(run, head);
+        }
+        viewer.media.pause();
+        if std::mem::take(&mut viewer.playing)
+            && let Some(period) = viewer.periods.last_mut()
+        {
+            period.excused = socket.iter().map(|packet| id_of(packet)).collect();
+            period.excused.extend(self.delayed.iter().map(|(_, packet)| id_of(packet)));
+            period.end = Some(*next_id);
+        }
+    }
+
+    pub(crate) fn leave(&mut self, index: usize) -> Option<Viewer> {
+        self.pause(index);
+        let leg = self.viewers.get(index)?.leg;
+        let Self { now, model, slots, epoch, offload, media, .. } = self;
+        let mut kernel = Kernel { table: model, slots, epoch: *epoch };
+        let rest = offload.take_counts(leg, &kernel).packets;
+        offload.forget(leg, *now, &mut kernel, media);
+        let mut viewer = self.viewers.swap_remove(index);
+        viewer.by_kernel += rest;
+        Some(viewer)
+    }
+
+    pub(crate) fn ask(&mut self, index: usize, rung: Rung) {
+        if let Some(viewer) = self.viewers.get(index) {
+            self.offload.ask(viewer.leg, Some(rung));
+        }
+        self.reconcile();
+    }
+
+    pub(crate) fn rung(&self, index: usize) -> Option<Rung> {
+        self.offload.rung(self.viewers.get(index)?.leg).ok()
+    }
+
+    /// The camera starts anew: another SSRC, or a jump of the numbers.
+    pub(crate) fn restart(&mut self) {
+        // What is on its way arrives before.
+        let delayed = std::mem::take(&mut self.delayed);
+        for (_, packet) in delayed {
+            self.arrive(&[packet]);
+        }
+        while !self.socket.is_empty() {
+            self.work();
+        }
+        self.pass_time(1_500_000);
+        self.restarts += 1;
+        self.run += 1;
+        if self.rng.one_in(2) {
+            self.ssrc += 1;
+            self.seq = self.rng.next() as u16;
+        } else {
+            self.seq = self.seq.wrapping_add(10_000 + self.rng.below(40_000) as u16);
+        }
+        self.ts = self.rng.next() as u32;
+        self.calm = 20;
+    }
+
+    /// The proxy is about to be handed over.
+    pub(crate) fn hand_over(&mut self) {
+        let Self { now, model, slots, epoch, offload, media, .. } = self;
+        offload.give_up(*now, &mut Kernel { table: model, slots, epoch: *epoch }, media);
+        while !self.socket.is_empty() {
+            self.work();
+        }
+        self.offload.settle();
+    }
+
+    /// Everything that is on its way arrives.
+    pub(crate) fn settle(&mut self) {
+        self.calm = u32::MAX;
+        for _ in 0..40 {
+            self.send(2);
+            while !self.socket.is_empty() {
+                self.work();
+            }
+            self.pass_time(20_000);
+            self.tick();
+        }
+        self.reconcile();
+    }
+
+    /// Packets that came and were admitted, and what the statistics say of it.
+    pub(crate) fn check_statistics(&self) {
+        let came: u64 = self.arrived.values().map(|arrived| u64::from(arrived.times)).sum();
+        let totals = self.media.stats().totals();
+        assert_eq!(totals.packets, came, "packets counted");
+        let bytes = came * 20;
+        assert_eq!(totals.bytes, bytes, "bytes counted");
+        let current: Vec<_> = self.arrived.values().filter(|arrived| arrived.run == self.run).collect();
+        if self.restarts == 0
+            && let (Some(first), Some(last)) = (current.first(), current.last())
+        {
+            let expected = self.next_id.min(u64::from(last.seq.wrapping_sub(first.seq)) + 1);
+            assert_eq!(totals.expected % 65_536, expected % 65_536, "highest number");
+        }
+    }
+
+    pub(crate) fn check(&self, viewer: &Viewer) {
+        for period in &viewer.periods {
+            self.check_period(viewer, period);
+        }
+    }
+
+    fn check_period(&self, viewer: &Viewer, period: &Period) {
+        let Some((first, out)) = period.first else {
+            let missed = self.arrived.range(..period.end.unwrap_or(u64::MAX)).next_back();
+            assert!(period.end.is_some() || missed.is_none(), "{:?} got nothing", viewer.leg);
+            return;
+        };
+        // Ids are numbers without gaps within a run, so the promised packet has this id.
+        let ahead = i64::from(out.wrapping_sub(period.start) as i16);
+        assert!(ahead >= 0, "{:?} starts {} before the promise", viewer.leg, -ahead);
+        let promised = first - ahead as u64;
+        let end = period.end.unwrap_or(u64::MAX);
+        let mut last: Option<(u64, u32, u16)> = None;
+        for (id, arrived) in self.arrived.range(promised..end) {
+            let got = period.got.get(id).map_or(0, |(times, _)| *times);
+            let excused = period.excused.contains(id);
+            assert!(
+                got <= arrived.times && (got >= 1 || excused),
+                "{:?} got packet {id} {got} times, it came {} times (excused: {excused}, promised {promised})",
+                viewer.leg,
+                arrived.times,
+            );
+            let Some((_, out)) = period.got.get(id) else { continue };
+            if let Some((before, run, number)) = last {
+                let step = if run == arrived.run { (id - before) as u16 } else { 1 };
+                assert_eq!(out.wrapping_sub(number), step, "{:?}: numbers at packet {id}", viewer.leg);
+            }
+            last = Some((*id, arrived.run, *out));
+        }
+        // A gate that is open lets pass what comes later than what it opened for.
+        let stray = period.got.keys().find(|id| **id + 64 < promised || **id >= end);
+        assert_eq!(stray, None, "{:?}: a packet from outside the period", viewer.leg);
+    }
+}
+
+fn id_of(packet: &[u8]) -> u64 {
+    u64::from_be_bytes(packet[12..20].try_into().unwrap())
+}
+
+impl Viewer {
+    fn receive(&mut self, packet: &[u8]) {
+        let view = RtpView::parse(packet).unwrap();
+        assert!(self.playing, "{:?} does not play", self.leg);
+        let period = self.periods.last_mut().unwrap();
+        assert_eq!(view.ssrc(), period.ssrc, "the SSRC never changes");
+        period.first.get_or_insert((id_of(packet), view.seq()));
+        let got = period.got.entry(id_of(packet)).or_insert((0, view.seq()));
+        got.0 += 1;
+        assert_eq!(got.1, view.seq(), "a packet has one number");
+    }
+
+    fn arm(&mut self, now: Instant, media: &TrackInput) {
+        let Some(start) = self.media.arm(now, media) else { return };
+        self.playing = true;
+        self.periods.push(Period { start: start.seq, ssrc: start.ssrc, ..Period::default() });
+    }
+
+    fn plan(&self, media: &TrackInput, hop: &Hop) -> Result<Plan, UserReason> {
+        if self.tcp {
+            return Err(UserReason::Transport("interleaved TCP"));
+        }
+        let projection = self.media.steady_projection(media).ok_or(UserReason::Unsteady)?;
+        let viewer = IpAddr::from([10, 0, 1, 2]);
+        Ok(Plan {
+            src: at("10.0.1.1:8060"),
+            dst: SocketAddr::new(viewer, self.port),
+            hop: hop.clone(),
+            edit: *projection.edit(),
+        })
+    }
+}

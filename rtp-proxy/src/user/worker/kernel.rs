@@ -1,0 +1,208 @@
+//! A worker's end of the kernel path: its share of the tables, whom an answer concerns, and what is due soon.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use msm_fastpath::{FlowKey, Gate};
+use msm_graph::StreamId;
+use msm_runtime::telemetry::LineLimiter;
+
+use super::Shared;
+use crate::kernel::hop::{Rung, UserReason, Want, Way};
+use crate::kernel::share::Share;
+use crate::kernel::table::Table as _;
+use crate::kernel::ways::{Inbox, Note};
+use crate::user::offload::{Epoch, GRACE, Kernel};
+
+/// Lines about legs of one stream that change their rung, per [`LINE_INTERVAL`].
+const LINES: u32 = 10;
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What one worker owns of the kernel path.
+#[derive(Debug)]
+pub(crate) struct KernelEnd {
+    share: Share,
+    epoch: Epoch,
+    wanted: HashMap<Want, Vec<StreamId>>,
+    /// Streams that have something to do in a moment.
+    due: Vec<StreamId>,
+    /// Nothing goes to the kernel: the proxy is being handed over.
+    rests: bool,
+    lines: LineLimiter<StreamId>,
+}
+
+impl KernelEnd {
+    pub(super) fn new(share: Share) -> Self {
+        let epoch = Epoch::new(Instant::now(), share.table.now());
+        let lines = LineLimiter::new(LINES, LINE_INTERVAL);
+        Self { share, epoch, wanted: HashMap::new(), due: Vec::new(), rests: false, lines }
+    }
+
+    /// What moving legs needs of it.
+    pub(crate) fn hands(&mut self) -> Kernel<'_> {
+        Kernel { table: &mut self.share.table, slots: &mut self.share.slots, epoch: self.epoch }
+    }
+
+    /// A stream wants to know a way; the answer reconciles it.
+    pub(crate) fn want(&mut self, stream: StreamId, want: Want) {
+        self.share.ways.want(want);
+        self.wanted.entry(want).or_default().push(stream);
+    }
+
+    pub(crate) fn forget(&mut self, stream: StreamId, want: Want) {
+        let Some(streams) = self.wanted.get_mut(&want) else { return };
+        let Some(index) = streams.iter().position(|known| *known == stream) else { return };
+        streams.swap_remove(index);
+        if streams.is_empty() {
+            self.wanted.remove(&want);
+        }
+        self.share.ways.forget(want);
+    }
+
+    pub(crate) fn rests(&self) -> bool {
+        self.rests
+    }
+
+    /// Takes a flow out that an earlier process left under a key: its legs' viewers went with that process.
+    pub(crate) fn drop_left(&mut self, now: Instant, tenant: &str, key: &FlowKey) {
+        let Some(left) = self.share.claim(key, tenant) else { return };
+        let _ = self.share.table.remove_flow(key);
+        let mut ids = Vec::new();
+        for leg in &left.legs {
+            let _ = self.share.table.put_gate(leg.entry.id, Gate::Disabled.into());
+            if !ids.contains(&leg.entry.id) {
+                ids.push(leg.entry.id);
+            }
+        }
+        for id in ids {
+            self.share.slots.give_id(tenant, id, now);
+        }
+        if let Some(range) = left.range {
+            self.share.slots.give_slots(tenant, range, now);
+        }
+        self.share.slots.give_flow(tenant, left.entry.stats, now);
+    }
+
+    pub(crate) fn way(&self, want: &Want) -> Option<&Way> {
+        self.share.ways.get(want)
+    }
+
+    /// Whether a line about this stream may be written; how many were left out before it.
+    pub(crate) fn line(&mut self, now: Instant, stream: StreamId) -> Option<u64> {
+        self.lines.admit(now, stream)
+    }
+
+    /// Streams whom a note concerns.
+    fn take(&mut self, note: Note, now: Instant) -> Vec<StreamId> {
+        let want = self.share.handle(note, now);
+        want.and_then(|want| self.wanted.get(&want).cloned()).unwrap_or_default()
+    }
+}
+
+impl Shared {
+    /// The kernel path, or why this worker has none.
+    pub(crate) fn kernel(&self) -> &Result<RefCell<KernelEnd>, UserReason> {
+        &self.kernel
+    }
+
+    /// A stream has something to do in a moment.
+    pub(crate) fn note_due(&self, stream: StreamId) {
+        if let Ok(kernel) = &self.kernel {
+            self.wake_due(stream, &mut kernel.borrow_mut());
+        }
+    }
+
+    /// As [`Shared::note_due`], by whoever has the path in hand.
+    pub(crate) fn wake_due(&self, stream: StreamId, kernel: &mut KernelEnd) {
+        if !kernel.due.contains(&stream) {
+            kernel.due.push(stream);
+        }
+        self.due.notify_one();
+    }
+
+    /// Every UDP leg of this worker is to be there; `None` leaves them to the rules.
+    pub(super) fn ask_rung(&self, rung: Option<Rung>) {
+        let now = Instant::now();
+        let streams: Vec<_> = self.streams.borrow().values().cloned().collect();
+        for stream in streams {
+            stream.borrow_mut().ask_rung(now, rung, self);
+        }
+    }
+
+    pub(super) fn flush_asks(&self) {
+        if let Ok(kernel) = &self.kernel {
+            kernel.borrow_mut().share.ways.flush();
+        }
+    }
+
+    /// Every leg comes back to this worker, which is about to be handed over, and stays until
+    /// [`Shared::resume_kernel`].
+    pub(super) async fn yield_kernel(&self) {
+        let Ok(kernel) = &self.kernel else { return };
+        kernel.borrow_mut().rests = true;
+        let streams: Vec<_> = self.streams.borrow().values().cloned().collect();
+        let mut was_away = false;
+        for stream in &streams {
+            was_away |= stream.borrow_mut().yield_kernel(Instant::now(), self);
+        }
+        if was_away {
+            // What was on its way arrives, and the tasks that receive read it.
+            tokio::time::sleep(GRACE).await;
+            tokio::task::yield_now().await;
+        }
+        for stream in &streams {
+            stream.borrow_mut().settle_kernel(Instant::now(), self);
+        }
+    }
+
+    /// The proxy goes on: legs may go to the kernel again.
+    pub(super) fn resume_kernel(&self) {
+        if let Ok(kernel) = &self.kernel {
+            kernel.borrow_mut().rests = false;
+        }
+    }
+
+    /// The worker ends: what it has in the kernel is taken out.
+    pub(super) fn leave_kernel(&self) {
+        let now = Instant::now();
+        let streams: Vec<_> = self.streams.borrow().values().cloned().collect();
+        for stream in streams {
+            stream.borrow_mut().leave_kernel(now, self);
+        }
+    }
+}
+
+/// Does what streams have to do a moment after they said so.
+pub(super) async fn pace(shared: Rc<Shared>) {
+    loop {
+        shared.due.notified().await;
+        tokio::time::sleep(GRACE).await;
+        let Ok(kernel) = &shared.kernel else { return };
+        let due = std::mem::take(&mut kernel.borrow_mut().due);
+        let now = Instant::now();
+        for stream in due.into_iter().filter_map(|stream| shared.stream(stream)) {
+            stream.borrow_mut().pace(now, &mut shared.io.borrow_mut(), &shared);
+        }
+    }
+}
+
+/// Takes answers about ways, and has the streams that they concern look again.
+pub(super) async fn take_notes(shared: Rc<Shared>, mut inbox: Inbox) {
+    loop {
+        let mut note = Some(inbox.next().await);
+        let Ok(kernel) = &shared.kernel else { return };
+        let now = Instant::now();
+        let mut streams = Vec::new();
+        while let Some(next) = note {
+            streams.extend(kernel.borrow_mut().take(next, now));
+            note = inbox.try_next();
+        }
+        streams.sort_unstable();
+        streams.dedup();
+        for stream in streams.into_iter().filter_map(|stream| shared.stream(stream)) {
+            stream.borrow_mut().reconcile(now, &shared);
+        }
+    }
+}
