@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use anyhow::Result;
 use msm_fastpath::limits::COUNT_NOT_OURS;
 use rtp_proxy::kernel::OBJECT;
-use rtp_proxy::kernel::hop::{Rung, UserReason, Way};
+use rtp_proxy::kernel::hop::{Rung, UserReason, Want, Way};
 use rtp_proxy::kernel::load::{Capacity, Kernel};
 use rtp_proxy::kernel::service::Settings;
 use rtp_proxy::kernel::table::Table as _;
@@ -147,6 +147,51 @@ fn an_interface_that_vanishes_is_told_and_one_that_appears_later_is_used() -> Re
 }
 
 #[test]
+fn a_camera_behind_a_bridge_comes_in_by_the_bridge() -> Result<()> {
+    let Some(scene) = Scene::new("a_camera_behind_a_bridge_comes_in_by_the_bridge")? else { return Ok(()) };
+    scene.node.ip(&["link", "add", "br0", "type", "bridge"])?;
+    scene.node.ip(&["addr", "flush", "dev", &scene.inner])?;
+    scene.node.ip(&["link", "set", &scene.inner, "master", "br0"])?;
+    scene.node.ip(&["addr", "add", "10.7.1.1/24", "dev", "br0"])?;
+    scene.node.ip(&["link", "set", "br0", "up"])?;
+    let mut held = scene.start(&scene.settings())?;
+    assert_eq!(held.ingress()?.interface, "br0");
+    let flow = held.forward(PORT)?;
+    let traffic = Traffic::start(&scene, PORT)?;
+    traffic.pass(100)?;
+    traffic.end()?;
+    assert!(held.share.table.leg_stats(flow.id)?.packets >= 100);
+    held.path.stop(false);
+    Ok(())
+}
+
+#[test]
+fn ways_of_ipv6_are_found_like_those_of_ipv4() -> Result<()> {
+    let Some(scene) = Scene::new("ways_of_ipv6_are_found_like_those_of_ipv4")? else { return Ok(()) };
+    let mut held = scene.start(&scene.settings())?;
+    let hop = Want::Hop { peer: "fd07:2::2".parse()?, local: "fd07:2::1".parse()? };
+    held.share.ways.want(hop);
+    let v6 = held.until(hop, |way| match way {
+        Way::Hop(Ok(hop)) => Some(hop.clone()),
+        _ => None,
+    })?;
+    assert_eq!(v6, held.hop()?);
+    let ingress = Want::Ingress { peer: "fd07:1::2".parse()?, local: "fd07:1::1".parse()? };
+    held.share.ways.want(ingress);
+    let v6 = held.until(ingress, |way| match way {
+        Way::Ingress(Ok(ingress)) => Some(ingress.clone()),
+        _ => None,
+    })?;
+    assert_eq!(v6, held.ingress()?);
+    // This host is no hop: media for itself stays with the worker.
+    let own = Want::Hop { peer: "10.7.1.1".parse()?, local: "10.7.2.1".parse()? };
+    held.share.ways.want(own);
+    held.until(own, |way| matches!(way, Way::Hop(Err(UserReason::NoEthernet(_)))).then_some(()))?;
+    held.path.stop(false);
+    Ok(())
+}
+
+#[test]
 fn routes_neighbours_and_mtu_are_followed() -> Result<()> {
     let Some(scene) = Scene::new("routes_neighbours_and_mtu_are_followed")? else { return Ok(()) };
     let mut held = scene.start(&scene.settings())?;
@@ -189,7 +234,7 @@ fn thousands_of_viewers_are_answered_and_a_full_table_is_said() -> Result<()> {
     let wants: Vec<_> = (0..4000_u32)
         .map(|n| {
             let [_, _, c, d] = n.to_be_bytes();
-            rtp_proxy::kernel::hop::Want::Hop { peer: [10, 9, c, d].into(), local }
+            Want::Hop { peer: [10, 9, c, d].into(), local }
         })
         .collect();
     for want in &wants {

@@ -95,8 +95,10 @@ impl Scene {
         }
         let mut lab = Lab::new()?;
         let (camera, node, viewer) = (lab.node("camera")?, lab.node("node")?, lab.node("viewer")?);
-        let (inner, _) = lab.cable(&node, &["10.7.1.1/24"], &camera, &["10.7.1.2/24"])?;
-        let (outer, _) = lab.cable(&node, &["10.7.2.1/24"], &viewer, &["10.7.2.2/24"])?;
+        let (inner, _) =
+            lab.cable(&node, &["10.7.1.1/24", "fd07:1::1/64"], &camera, &["10.7.1.2/24", "fd07:1::2/64"])?;
+        let (outer, _) =
+            lab.cable(&node, &["10.7.2.1/24", "fd07:2::1/64"], &viewer, &["10.7.2.2/24", "fd07:2::2/64"])?;
         Ok(Some(Self { lab, camera, node, viewer, inner, outer, bpffs: Bpffs::mount("kernel")? }))
     }
 
