@@ -32,7 +32,7 @@ use crate::handover::give::{self, Holdings};
 use crate::handover::take::{self, Running, TakeError};
 use crate::kernel;
 use crate::kernel::hop::{Rung, UserReason};
-use crate::kernel::service::{KernelPath, Settings};
+use crate::kernel::service::{KernelPath, Prepared, Settings, WorkerEnd};
 use crate::standalone::{OsEntropy, Standalone};
 use crate::stats::Snapshot;
 use crate::status;
@@ -233,7 +233,8 @@ fn start(
     let admin = bind::listen(config.admin, "--admin")?;
     let plane = ControlPlane::new(config.plane.clone(), Box::new(OsEntropy))?;
     let settings = worker_config(config);
-    let (kernel, ends) = start_kernel(&config.kernel, settings.worker_count());
+    let count = settings.worker_count();
+    let (kernel, ends) = kernel_ends(KernelPath::start(&config.kernel, count), count);
     let workers = Workers::start_with(settings, ends, events).map_err(AppError::Workers)?;
     let (standalone, done) =
         Standalone::new(plane, workers.installer(), limits, config.max_connections, Rc::clone(metrics));
@@ -248,14 +249,17 @@ fn take_over(
     events: &mpsc::Sender<UserEvent>,
 ) -> Result<Option<(Running, Kernel)>, AppError> {
     let Some(path) = config.handover.as_deref().filter(|_| config.take_over) else { return Ok(None) };
+    // The other one stands still from the answer to the question on, and forwards on in the kernel; if it has to
+    // go on, so do its tables. What takes time is done before.
+    let beside = Settings { beside: true, ..config.kernel.clone() };
+    let prepared = Prepared::new(&beside);
     let Some(arrived) = take::take(path, &version())? else {
         info!(event = "takeover.none", path = %path.display(), "no proxy runs there: starts by itself");
         return Ok(None);
     };
     let settings = worker_config(config);
-    // The other one stands still and forwards on in the kernel; if it has to go on, so do its tables.
-    let beside = Settings { beside: true, ..config.kernel.clone() };
-    let (kernel, ends) = start_kernel(&beside, settings.worker_count());
+    let count = settings.worker_count();
+    let (kernel, ends) = kernel_ends(prepared.and_then(|prepared| prepared.start(&beside, count)), count);
     let standing = arrived.stand(config, (settings, ends), limits, metrics, events.clone())?;
     let running = standing.go()?;
     info!(event = "takeover.done", path = %path.display(), "took over from the running proxy");
@@ -279,8 +283,11 @@ fn open_door(config: &Config, replaces: bool, requests: mpsc::Sender<Request>) -
 }
 
 /// The kernel path where that may be, with the end of it for each worker; else why not, said once.
-fn start_kernel(settings: &Settings, workers: usize) -> (Kernel, KernelEnds) {
-    match KernelPath::start(settings, workers) {
+fn kernel_ends(
+    started: Result<(KernelPath, Vec<WorkerEnd>), UserReason>,
+    workers: usize,
+) -> (Kernel, KernelEnds) {
+    match started {
         Ok((kernel, ends)) => {
             let pinned =
                 kernel.pinned().map_or_else(|| "nowhere".to_owned(), |path| path.display().to_string());

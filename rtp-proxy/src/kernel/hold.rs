@@ -18,6 +18,7 @@ const PROCESS: &str = "pid-";
 static NAMELESS: AtomicU32 = AtomicU32::new(0);
 
 /// What a start has in hand before anything is loaded.
+#[derive(Debug)]
 pub(super) struct Held {
     pub(super) instance: String,
     pub(super) lock: Option<Lock>,
@@ -80,10 +81,15 @@ impl Held {
         load(None).map_err(|error: LoadError| UserReason::Refused(words(&error)))
     }
 
+    /// Whether there is something to adopt by now that was not there when the programs were loaded.
+    pub(super) fn is_outdated(&self) -> bool {
+        !self.adopting && self.lock.is_none() && self.pins.has_all(&name::ALL) == Some(true)
+    }
+
     pub(super) fn pinning(&self, settings: &Settings) -> Pinning {
         if self.adopting {
             Pinning::Done(self.pins.clone())
-        } else if self.lock.is_none() {
+        } else if self.lock.is_none() && self.pins.has_all(&name::ALL) != Some(false) {
             Pinning::No("the proxy before this one has its pins there".to_owned())
         } else if settings.instance.is_some() || settings.max_rung == Rung::Tc {
             Pinning::Planned(self.pins.clone(), settings.bpffs.clone())

@@ -17,6 +17,7 @@ use super::load::{Kernel, TCX_INGRESS};
 use super::netlink::Requests;
 use super::object::link_interface;
 use super::pins::{Pins, Record};
+use super::tables::name;
 
 /// Priority of our filter on the tc rung: the programs of others usually have lower numbers and so the first
 /// look.
@@ -97,6 +98,7 @@ impl Ladder {
     /// Pins what is loaded, if that is planned.
     fn pin(&mut self) {
         let Pinning::Planned(pins, bpffs) = &self.pins else { return };
+        let nobodys = pins.has_all(&name::ALL) == Some(false);
         let made = pins.make(bpffs).map_err(|error| error.to_string());
         let done = made.and_then(|()| self.kernel.pin_maps(pins));
         match done {
@@ -105,7 +107,9 @@ impl Ladder {
                 self.pin_program();
             }
             Err(why) => {
-                pins.remove().ok();
+                if nobodys {
+                    pins.remove().ok();
+                }
                 info!(event = "kernel.unpinned", reason = why, "forwarding will end with this process");
                 self.pins = Pinning::No(why);
             }

@@ -20,7 +20,7 @@ use super::hold::Held;
 use super::hop::{Rung, UserReason};
 use super::hops::{Hops, Outside, REFRESH};
 use super::ladder::{Ladder, Pinning, tc_handle};
-use super::load::Capacity;
+use super::load::{Capacity, Kernel};
 use super::net::{Link, Neighbour, NeighbourKey, Route, neighbour};
 use super::netlink::{Notice, Notices, Requests, SETTLE};
 use super::pins::{self, Lock};
@@ -109,19 +109,40 @@ pub struct KernelPath {
 /// A worker's share and where its notes arrive.
 pub type WorkerEnd = (Share, Inbox);
 
-impl KernelPath {
-    /// Loads the programs, takes over what an earlier process pinned, and starts the thread.
+/// Verified programs, before anything is read of what an earlier process published.
+#[derive(Debug)]
+pub struct Prepared {
+    held: Held,
+    kernel: Kernel,
+}
+
+impl Prepared {
+    /// Loads the programs and has them verified: what takes time.
     ///
     /// # Errors
-    /// Why nothing can be in the kernel: everything runs in the workers then.
-    pub fn start(settings: &Settings, workers: usize) -> Result<(Self, Vec<WorkerEnd>), UserReason> {
+    /// Why nothing can be in the kernel.
+    pub fn new(settings: &Settings) -> Result<Self, UserReason> {
         if settings.max_rung == Rung::User {
             return Err(UserReason::Capped);
         }
         let object = super::OBJECT.ok_or(UserReason::NotBuilt)?;
-        let refused = |error: &dyn std::fmt::Display| UserReason::Refused(error.to_string());
         let mut held = Held::take(settings)?;
         let kernel = held.load(object, settings)?;
+        Ok(Self { held, kernel })
+    }
+
+    /// Takes over what an earlier process pinned and starts the thread. That process must no longer write.
+    ///
+    /// # Errors
+    /// As [`KernelPath::start`].
+    pub fn start(
+        self,
+        settings: &Settings,
+        workers: usize,
+    ) -> Result<(KernelPath, Vec<WorkerEnd>), UserReason> {
+        // What runs beside us may have pinned its maps since.
+        let Self { held, kernel } = if self.held.is_outdated() { Self::new(settings)? } else { self };
+        let refused = |error: &dyn std::fmt::Display| UserReason::Refused(error.to_string());
         let ports_written = PortsWritten::default();
         let table = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
         let left = Left::read(&table).map_err(|error| refused(&error))?;
@@ -169,10 +190,20 @@ impl KernelPath {
             .spawn(move || run(start, &started))
             .map_err(|error| refused(&error))?;
         match is_started.recv() {
-            Ok(Ok(())) => Ok((Self { controls, thread, counters, adopted, pinned }, shares)),
+            Ok(Ok(())) => Ok((KernelPath { controls, thread, counters, adopted, pinned }, shares)),
             Ok(Err(error)) => Err(refused(&error)),
             Err(error) => Err(refused(&error)),
         }
+    }
+}
+
+impl KernelPath {
+    /// Loads the programs, takes over what an earlier process pinned, and starts the thread.
+    ///
+    /// # Errors
+    /// Why nothing can be in the kernel: everything runs in the workers then.
+    pub fn start(settings: &Settings, workers: usize) -> Result<(Self, Vec<WorkerEnd>), UserReason> {
+        Prepared::new(settings)?.start(settings, workers)
     }
 
     /// Flows that were taken over from an earlier process.
