@@ -204,7 +204,7 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
     if let Some(frozen) = given {
         // Everything is another process's: no BYE, no TEARDOWN, and the door is its own.
         std::mem::forget(door);
-        workers.leave(frozen);
+        frozen.leave();
         if let Ok(kernel) = kernel {
             kernel.stop(true);
         }

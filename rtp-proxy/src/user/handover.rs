@@ -74,19 +74,6 @@ impl Workers {
             .map(|pair| PlayersInventory { rtp: pair.rtp.as_raw_fd(), rtcp: pair.rtcp.as_raw_fd() })
             .collect()
     }
-
-    /// Ends the threads of workers that were told to leave.
-    pub(crate) fn leave(self, frozen: Frozen) {
-        for worker in &frozen.workers {
-            let _ = worker.send(Phase::Leave);
-        }
-        let deadline = Instant::now() + PATIENCE;
-        for thread in self.threads {
-            while !thread.is_finished() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
 }
 
 fn wait<T>(answers: Vec<Receiver<T>>) -> Result<Vec<T>, &'static str> {
@@ -99,6 +86,13 @@ fn wait<T>(answers: Vec<Receiver<T>>) -> Result<Vec<T>, &'static str> {
 }
 
 impl Frozen {
+    /// Lets the workers stand still for ever: everything is another process's. Their threads end with this one.
+    pub(crate) fn leave(self) {
+        for worker in &self.workers {
+            let _ = worker.send(Phase::Leave);
+        }
+    }
+
     fn ask<T>(&self, phase: impl Fn(Sender<T>) -> Phase) -> Vec<Receiver<T>> {
         let ask = |worker: &Sender<Phase>| {
             let (to, answer) = channel();

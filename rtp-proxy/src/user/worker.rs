@@ -154,9 +154,7 @@ async fn serve(mut start: Start, mut commands: Commands, ticker: Ticker) {
                     // Connections that have just arrived take their place first.
                     tokio::task::yield_now().await;
                     shared.yield_kernel().await;
-                    if shared.stand_still(freeze, &mut commands) {
-                        break;
-                    }
+                    shared.stand_still(freeze, &mut commands);
                     shared.resume_kernel();
                 }
                 Some(command) => shared.obey(command),

@@ -140,8 +140,8 @@ impl WorkerInventory {
 }
 
 impl Shared {
-    /// Stands still until it is told what becomes of it. Returns whether it is to leave.
-    pub(super) fn stand_still(self: &Rc<Self>, freeze: Freeze, commands: &mut Commands) -> bool {
+    /// Stands still until it is told to go on; for ever, if it is to leave.
+    pub(super) fn stand_still(self: &Rc<Self>, freeze: Freeze, commands: &mut Commands) {
         let _ = freeze.still.send(());
         loop {
             match freeze.phases.recv() {
@@ -157,8 +157,12 @@ impl Shared {
                 Ok(Phase::Report(at, to)) => {
                     let _ = to.send(Box::new(self.inventory(&at)));
                 }
-                Ok(Phase::Resume) | Err(_) => return false,
-                Ok(Phase::Leave) => return true,
+                Ok(Phase::Resume) | Err(_) => return,
+                // Not one task may get another turn: a connection whose driver was woken before would write
+                // what is the next program's to write. The thread ends with the process.
+                Ok(Phase::Leave) => loop {
+                    std::thread::park();
+                },
             }
         }
     }
