@@ -1,20 +1,23 @@
 //! `cargo xtask demo`: two real cameras, the proxy, six real viewers, live figures, an honest exit status.
 
+mod network;
 mod table;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use msm_tests::camera::{self, GstCamera, ServedCamera, Stage, Transport};
+use msm_tests::camera::{self, GstCamera, ServedCamera, Transport};
 use msm_tests::fixture::{Fixture, Profile};
 use msm_tests::oracle::{self, Claim};
-use msm_tests::process::{Process, Scratch, catch_interrupts};
+use msm_tests::process::{Process, Scratch, catch_interrupts, wait_for};
 use msm_tests::proxy::{Options, Proxy};
 use msm_tests::viewer::{Player, Viewer, Watch};
+use network::{Network, kernel_legs, prefix};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::{cargo, run as run_command, say, setup, target_dir};
 
@@ -30,6 +33,9 @@ pub(crate) struct DemoArgs {
     /// Use this proxy instead of building one
     #[arg(long, value_name = "FILE")]
     proxy: Option<PathBuf>,
+    /// Run everything on loopback, where this machine's own players reach the streams, even as root
+    #[arg(long)]
+    loopback: bool,
 }
 
 /// Published by ffmpeg.
@@ -92,13 +98,19 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
 fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &AtomicBool) -> Result<()> {
     say("encoding a test pattern and a tone");
     let fixture = Fixture::make(Profile::H264Aac)?;
-    let mut parts = start(program, scratch, &fixture)?;
+    // Dropped after the parts, on every way out.
+    let network = Network::make(&program, args.loopback)?;
+    let mut parts = start(program, scratch.path(), &network, &fixture)?;
 
     say(&format!("playing for {} s; Ctrl-C ends it earlier", args.duration.as_secs()));
     let started = Instant::now();
     let mut table = table::Table::new();
+    let mut streams = Vec::new();
+    let mut kernel_seen = false;
     while started.elapsed() < args.duration && !interrupted.load(Ordering::SeqCst) {
-        table.show(&parts.proxy.streams().unwrap_or_default(), &parts.viewers, started.elapsed());
+        streams = parts.proxy.streams().unwrap_or(streams);
+        kernel_seen |= kernel_legs(&streams).1 > 0;
+        table.show(&streams, &parts.viewers, started.elapsed());
         ensure!(parts.proxy.process.is_running(), "the proxy ended:\n{}", parts.proxy.process.tail());
         let next = Instant::now() + Duration::from_secs(1);
         while Instant::now() < next && !interrupted.load(Ordering::SeqCst) {
@@ -107,9 +119,22 @@ fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &Atom
     }
     let seconds = started.elapsed().as_secs_f32();
     if interrupted.load(Ordering::SeqCst) {
-        println!("\ninterrupted");
+        println!("\ninterrupted; viewers are read, then everything is removed");
     }
+    let kernel_path = if !network.has_kernel_path() || kernel_seen {
+        Ok(())
+    } else if interrupted.load(Ordering::SeqCst) && seconds < 10.0 {
+        println!("too early for viewers to be served in the kernel");
+        Ok(())
+    } else {
+        wait_for_kernel(&parts.proxy, &mut streams)
+    };
     say("summary");
+    print!("{}", table::legs(&streams));
+    if network.has_kernel_path() {
+        let (udp, in_kernel) = kernel_legs(&streams);
+        println!("{in_kernel} of {udp} viewers over UDP were served in the kernel at the end");
+    }
     let failed = judge(&fixture, std::mem::take(&mut parts.viewers), seconds);
     println!(
         "{YARD}: the camera saw {} RTSP session(s) for {} viewers",
@@ -124,44 +149,61 @@ fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &Atom
     if failed > 0 {
         bail!("{failed} of {} viewers did not decode picture and sound as the source does", VIEWERS.len());
     }
+    kernel_path?;
     println!("all {} viewers decoded picture and sound exactly as the source does", VIEWERS.len());
     Ok(())
 }
 
-fn start(program: PathBuf, scratch: &Scratch, fixture: &Fixture) -> Result<Parts> {
-    let stage = Stage::here(scratch.path());
+/// A viewer that came late gets the time to reach the kernel; the error is that none does.
+fn wait_for_kernel(proxy: &Proxy, streams: &mut Vec<Value>) -> Result<()> {
+    wait_for("a viewer over UDP to be served in the kernel", Duration::from_secs(10), || {
+        *streams = proxy.streams().ok()?;
+        (kernel_legs(streams).1 > 0).then_some(())
+    })
+    .context("rtp-proxy doctor says that media is forwarded in the kernel")
+}
+
+fn start(program: PathBuf, scratch: &Path, network: &Network, fixture: &Fixture) -> Result<Parts> {
+    let (stage, address) = network.yard(scratch);
     let login = "camera:secret-0";
-    let served = GstCamera { digest: Some(login), ..GstCamera::default() };
+    let served = GstCamera { address, digest: Some(login), ..GstCamera::default() };
     let camera =
         camera::serve_with_gstreamer(stage, "camera-yard", fixture, &served).context("the camera")?;
     println!("camera {YARD}: GStreamer's RTSP server with Digest authentication at {}", camera.url);
 
+    let stage = network.proxy(scratch);
     // The usual port when it is free, so that the URLs look as they do in daily use.
-    let usual = TcpListener::bind(("127.0.0.1", 8554)).is_ok();
+    let usual = stage.node.is_some() || TcpListener::bind(("127.0.0.1", 8554)).is_ok();
     let options = Options {
         program: Some(program),
         pulls: vec![(YARD.to_owned(), camera.url.clone())],
-        credentials: vec![(YARD.to_owned(), camera::credentials_file(scratch.path(), "yard.login", login)?)],
+        credentials: vec![(YARD.to_owned(), camera::credentials_file(scratch, "yard.login", login)?)],
         port: usual.then_some(8554),
         ..Options::default()
     };
     let proxy = Proxy::start(stage, "proxy", &options)?;
     println!("proxy: rtp-proxy standalone, process {}", proxy.process.pid());
+    let figures = format!("{}curl {}", prefix(stage), proxy.admin_url("/v1/streams"));
 
-    let publisher =
-        camera::publish_with_ffmpeg(stage, "camera-pattern", fixture, &proxy.url(PATTERN), Transport::Udp)?;
+    let (stage, host) = network.pattern(scratch);
+    let url = proxy.url_at(host, PATTERN);
+    let publisher = camera::publish_with_ffmpeg(stage, "camera-pattern", fixture, &url, Transport::Udp)?;
     println!("camera {PATTERN}: ffmpeg publishes by UDP");
     proxy.wait_for_media(PATTERN, 2, Duration::from_secs(10)).with_context(|| publisher.tail())?;
-    println!("\n  While this runs, paste into a player:  {}   {}", proxy.url(PATTERN), proxy.url(YARD));
-    println!("  Figures for programs:                  {}", proxy.admin_url("/v1/streams"));
 
+    let (stage, host) = network.viewers(scratch);
+    println!("\n  While this runs:");
+    for stream in [PATTERN, YARD] {
+        println!("    {}mpv {}", prefix(stage), proxy.url_at(host, stream));
+    }
+    println!("    {figures}");
     let mut viewers = Vec::new();
     for (stream, player, transport) in VIEWERS {
         let watch = Watch {
             name: format!("{stream}-{}-{}", player.name(), transport.name()),
             player,
             transport,
-            url: proxy.url(stream),
+            url: proxy.url_at(host, stream),
             credentials: None,
             profile: fixture.profile,
         };

@@ -40,6 +40,7 @@ pub(crate) const DEMO: &[Package] = &[
     package("gir1.2-gst-rtsp-server-1.0", "a camera: GStreamer's RTSP server"),
     package("python3-gi", "drives GStreamer's RTSP server"),
     package("mpv", "a viewer"),
+    package("iproute2", "network namespaces of the demo and the topology tests"),
 ];
 
 /// What the tests need besides.
@@ -47,7 +48,6 @@ pub(crate) const TESTS: &[Package] = &[
     package("gstreamer1.0-rtsp", "a camera that publishes: rtspclientsink"),
     package("vlc-bin", "a camera: VLC as RTSP server"),
     package("vlc-plugin-base", "VLC's RTP output and demultiplexers"),
-    package("iproute2", "network namespaces of the topology tests"),
     package("tshark", "an independent view of loss and jitter"),
 ];
 

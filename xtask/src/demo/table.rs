@@ -34,7 +34,9 @@ impl Table {
             write!(out, "\x1b[{}A\x1b[J", self.lines).ok();
         }
         self.lines = text.lines().count();
-        out.write_all(text.as_bytes()).ok();
+        // Lines longer than the terminal is wide are cut: folded ones would make the next redraw miscount.
+        let (cut, fold) = if self.redraw { ("\x1b[?7l", "\x1b[?7h") } else { ("", "") };
+        write!(out, "{cut}{text}{fold}").ok();
         out.flush().ok();
     }
 
@@ -83,13 +85,15 @@ impl Table {
                 let kilobits = self.rate(format!("{name}/{peer}/{transport}"), figure(&leg["bytes"]), at);
                 writeln!(
                     text,
-                    "    leg   {:22} {:4} {:9} {:>9} packets {:>8.0} kbit/s {:>6} lost",
+                    "    leg   {:22} {:4} {:5} {:9} {:>9} packets {:>8.0} kbit/s {:>6} lost{}",
                     peer,
                     transport,
+                    word(&leg["rung"]),
                     word(&leg["state"]),
                     figure(&leg["packets"]),
                     kilobits,
-                    figure(&leg["lost"])
+                    figure(&leg["lost"]),
+                    reason(leg)
                 )
                 .ok();
             }
@@ -120,11 +124,11 @@ impl Table {
             };
             writeln!(
                 text,
-                "{:>4} s  stream {name}: {}, {} packets in, {} legs, {} packets out",
+                "{:>4} s  stream {name}: {}, {} packets in, legs: {}, {} packets out",
                 at.as_secs(),
                 word(&stream["state"]),
                 sum("tracks", "packets"),
-                list(&stream["legs"]).len(),
+                rungs(stream),
                 sum("legs", "packets")
             )
             .ok();
@@ -136,6 +140,40 @@ impl Table {
         writeln!(text, "{:>4} s  frames decoded: {}", at.as_secs(), decoded.join(", ")).ok();
         text
     }
+}
+
+/// Every leg with its rung, and why it is not in the kernel.
+pub(super) fn legs(streams: &[Value]) -> String {
+    let mut text = String::new();
+    for stream in streams {
+        for leg in list(&stream["legs"]) {
+            writeln!(
+                text,
+                "leg     {:8} {:22} {:4} rung {}{}",
+                word(&stream["name"]),
+                word(&leg["peer"]),
+                word(&leg["transport"]),
+                word(&leg["rung"]),
+                reason(leg)
+            )
+            .ok();
+        }
+    }
+    text
+}
+
+fn reason(leg: &Value) -> String {
+    leg["rung_reason"].as_str().map_or_else(String::new, |reason| format!("  ({reason})"))
+}
+
+/// How many legs are on which rung, as `2 tcx and 1 user`.
+fn rungs(stream: &Value) -> String {
+    let mut counts = BTreeMap::new();
+    for leg in list(&stream["legs"]) {
+        *counts.entry(word(&leg["rung"])).or_insert(0) += 1;
+    }
+    let parts: Vec<String> = counts.iter().map(|(rung, count)| format!("{count} {rung}")).collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(" and ") }
 }
 
 fn word(value: &Value) -> String {
