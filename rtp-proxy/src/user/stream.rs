@@ -10,30 +10,28 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use msm_fastpath::DropReason;
-use msm_graph::{InputRow, LegId, LegStart, LegTrackState, Report, Row, StreamId, TrackId, TrackRow};
+use msm_graph::{InputRow, LegId, LegTrackState, Report, Row, StreamId, TrackId, TrackRow};
 use msm_media::{ClockRate, Codec, InputConfig, InputEvent, InputOutput, PeerLock, PeerVerdict, TrackInput};
-use tokio::sync::oneshot;
 
 use super::input_pair::InputPair;
 use super::io_buffers::IoBuffers;
-use super::leg::{Drops, GateState, LegOut, Way};
+use super::leg::{Drops, GateState, LegOut};
 use super::tcp::ConnWay;
 use super::udp::{self, Destination};
 use super::worker::Shared;
 
+mod arming;
 pub(crate) mod inventory;
 mod kernel;
 mod rtcp;
 mod silence;
 mod stats;
 
+use arming::Arming;
 pub(crate) use kernel::LegKernel;
 use kernel::TrackKernel;
 use rtcp::send_upstream;
 
-/// After the first track of a leg has started, the others get this long (an idle metadata track would
-/// delay every PLAY otherwise).
-const OTHER_TRACKS: Duration = Duration::from_millis(500);
 /// At most one report of life per leg or stream in this time.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -73,17 +71,6 @@ struct LegMeta {
     last_rtcp: Option<Instant>,
     unreachable: u32,
     failed: bool,
-}
-
-/// A PLAY that waits for its first packets.
-#[derive(Debug)]
-struct Arming {
-    leg: LegId,
-    deadline: Instant,
-    /// The gates are not opened yet: every packet comes here from this moment on.
-    ready_at: Option<Instant>,
-    started: Vec<LegStart>,
-    answer: oneshot::Sender<Vec<LegStart>>,
 }
 
 #[derive(Debug)]
@@ -310,116 +297,6 @@ impl Stream {
                 ssrc: out.media.ssrc().or_else(|| input.current().map(|run| run.ssrc)),
             })
             .collect()
-    }
-
-    /// Opens the gates of a leg; `answer` gets what opened, at the latest after `wait`.
-    pub(crate) fn arm(
-        &mut self,
-        now: Instant,
-        leg: LegId,
-        wait: Duration,
-        answer: oneshot::Sender<Vec<LegStart>>,
-        shared: &Shared,
-    ) {
-        let Some(answer) = self.arm_again(now, leg, wait, answer) else { return };
-        self.arming.retain(|arming| arming.leg != leg);
-        // RTSP-44: no frame before the response that names its sequence number. Where that cannot be had,
-        // the answer is dropped and no gate opens.
-        let held = self.outs(leg).all(|(_, _, out)| match &out.way {
-            Way::Channels { conn, rtp, rtcp, .. } => conn.hold([*rtp, *rtcp]),
-            Way::Udp { .. } => true,
-        });
-        if !held {
-            return;
-        }
-        for track in &mut self.tracks {
-            if let Some(Input { entry: Entry::Udp { lock, .. }, .. }) = &mut track.input {
-                // SEC-2: a port may be learned within 3 s of PLAY.
-                lock.reopen(now);
-            }
-        }
-        let ready_at = self.watch(now, leg, shared);
-        self.arming.push(Arming { leg, deadline: now + wait, ready_at, started: Vec::new(), answer });
-        if ready_at.is_none() {
-            self.open_gates(now, leg);
-        }
-        self.answer_armed(now);
-    }
-
-    /// Opens the gates of those who waited until every packet comes here.
-    fn arm_waiting(&mut self, now: Instant, shared: &Shared) {
-        let is_ready = |arming: &Arming| arming.ready_at.is_some_and(|at| at <= now);
-        if !self.arming.iter().any(is_ready) {
-            return;
-        }
-        self.look(now, shared);
-        for index in 0..self.arming.len() {
-            let Some(arming) = self.arming.get_mut(index).filter(|arming| is_ready(arming)) else { continue };
-            arming.ready_at = None;
-            let leg = arming.leg;
-            self.open_gates(now, leg);
-        }
-    }
-
-    fn open_gates(&mut self, now: Instant, leg: LegId) {
-        let mut started = Vec::new();
-        for (input, track, out) in self.outs(leg) {
-            if !out.media.is_armed() {
-                out.forget_order();
-            }
-            out.state = GateState::Armed;
-            out.report_due = true;
-            if let Some(start) = out.media.arm(now, input) {
-                started.push(LegStart { track, seq: start.seq, rtptime: start.rtptime, ssrc: start.ssrc });
-            }
-        }
-        if let Some(arming) = self.arming.iter_mut().find(|arming| arming.leg == leg) {
-            arming.started = started;
-        }
-    }
-
-    /// Answers the PLAYs whose tracks have started or that have waited long enough.
-    fn answer_armed(&mut self, now: Instant) {
-        if self.arming.is_empty() {
-            return;
-        }
-        for mut arming in std::mem::take(&mut self.arming) {
-            if arming.ready_at.is_some() {
-                self.arming.push(arming);
-                continue;
-            }
-            let had = arming.started.len();
-            let mut tracks = 0;
-            for (_, track, out) in self.outs(arming.leg) {
-                tracks += 1;
-                if arming.started.iter().any(|start| start.track == track) {
-                    continue;
-                }
-                if let Some(start) = out.media.start() {
-                    let start = LegStart { track, seq: start.seq, rtptime: start.rtptime, ssrc: start.ssrc };
-                    arming.started.push(start);
-                }
-            }
-            if had == 0 && !arming.started.is_empty() {
-                arming.deadline = arming.deadline.min(now + OTHER_TRACKS);
-            }
-            if arming.started.len() >= tracks || now >= arming.deadline {
-                arming.started.sort_by_key(|start| start.track);
-                let _ = arming.answer.send(arming.started);
-            } else {
-                self.arming.push(arming);
-            }
-        }
-    }
-
-    pub(crate) fn pause(&mut self, now: Instant, leg: LegId, shared: &Shared) {
-        self.stop_in_kernel(now, leg, shared);
-        self.arming.retain(|arming| arming.leg != leg);
-        for (_, _, out) in self.outs(leg) {
-            out.media.pause();
-            out.forget_waiting();
-            out.state = GateState::Paused;
-        }
     }
 
     /// The packets in `io` arrived on a track. Returns how many of them were no RTP.
