@@ -135,11 +135,17 @@ impl Viewer {
             if (begun.is_ok() || self.watch.player == Player::Retina) && !gave_up {
                 break;
             }
-            eprintln!("{}: no frame, started again", self.watch.name);
-            self.process.kill();
-            let stage = Stage { scratch: &self.folder, node: self.node.as_ref() };
-            self.process = launch(stage, &self.watch)?.start(&self.folder)?;
+            self.relaunch()?;
         }
+        Ok(())
+    }
+
+    /// Starts it again: for a player that went wrong by itself, as gst-launch does when it links pads.
+    pub fn relaunch(&mut self) -> Result<()> {
+        eprintln!("{}: no frame, started again", self.watch.name);
+        self.process.kill();
+        let stage = Stage { scratch: &self.folder, node: self.node.as_ref() };
+        self.process = launch(stage, &self.watch)?.start(&self.folder)?;
         Ok(())
     }
 

@@ -52,6 +52,9 @@ const VIEWERS: [(&str, Player, Transport); 6] = [
     (YARD, Player::Mpv, Transport::Tcp),
 ];
 
+/// After so long without a frame a gst-launch is taken to have linked its pads wrongly.
+const LINKED: Duration = Duration::from_secs(5);
+
 fn parse_time(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..split].parse().map_err(|_| "a number and s, m or h: 20s, 5m, 1h")?;
@@ -107,10 +110,15 @@ fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &Atom
     let mut table = table::Table::new();
     let mut streams = Vec::new();
     let mut kernel_seen = false;
+    let mut relinked = false;
     while started.elapsed() < args.duration && !interrupted.load(Ordering::SeqCst) {
         streams = parts.proxy.streams().unwrap_or(streams);
         kernel_seen |= kernel_legs(&streams).1 > 0;
         table.show(&streams, &parts.viewers, started.elapsed());
+        if !relinked && started.elapsed() >= LINKED {
+            relinked = true;
+            relaunch_unlinked(&mut parts.viewers)?;
+        }
         ensure!(parts.proxy.process.is_running(), "the proxy ended:\n{}", parts.proxy.process.tail());
         let next = Instant::now() + Duration::from_secs(1);
         while Instant::now() < next && !interrupted.load(Ordering::SeqCst) {
@@ -151,6 +159,17 @@ fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &Atom
     }
     kernel_path?;
     println!("all {} viewers decoded picture and sound exactly as the source does", VIEWERS.len());
+    Ok(())
+}
+
+/// gst-launch may link none of rtspsrc's pads when picture and sound begin at the same moment; it then receives
+/// for ever and says nothing. It gets one more chance, which is no help to a proxy that sends nothing.
+fn relaunch_unlinked(viewers: &mut [Viewer]) -> Result<()> {
+    for viewer in viewers {
+        if viewer.watch().player == Player::Rtspsrc && viewer.frames() == 0 {
+            viewer.relaunch()?;
+        }
+    }
     Ok(())
 }
 
