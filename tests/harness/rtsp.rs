@@ -168,7 +168,8 @@ pub fn take_frame(buffer: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     Some((channel, payload))
 }
 
-fn take_answer(buffer: &mut Vec<u8>) -> Result<Option<Answer>> {
+/// Takes one whole answer from the front, if there is one.
+pub(crate) fn take_answer(buffer: &mut Vec<u8>) -> Result<Option<Answer>> {
     let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
     let mut lines = head.split("\r\n");

@@ -16,6 +16,7 @@ mod kernel_ladder;
 mod kernel_path;
 mod kernel_restart;
 mod kernel_scene;
+mod kernel_sources;
 mod lip_sync;
 mod load;
 mod reports;

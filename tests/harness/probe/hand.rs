@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::camera::{server_port, udp_pair};
 use super::wire::{self, Rtp};
 use crate::camera::Transport;
-use crate::rtsp::{Answer, Connection, authority, take_frame};
+use crate::rtsp::{Answer, Connection, authority, take_answer, take_frame};
 
 /// SDP of one H.264 track without parameter sets: what carries no picture needs none.
 pub const VIDEO: &str = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=probe\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n\
@@ -138,6 +138,8 @@ pub struct Player {
     pub control: Vec<Vec<Vec<u8>>>,
     /// Answers to what [`Player::ask`] sent.
     pub answers: usize,
+    /// The last of them.
+    pub answer: Option<Answer>,
     /// The answer of PLAY.
     pub play: Answer,
     /// Session id.
@@ -200,6 +202,7 @@ impl Player {
             media,
             control,
             answers: 0,
+            answer: None,
             play,
             session,
             closed: false,
@@ -260,10 +263,10 @@ impl Player {
         loop {
             if let Some((channel, packet)) = take_frame(&mut self.buffer) {
                 self.keep(channel, packet);
-            } else if self.buffer.first() == Some(&b'R')
-                && let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n")
+            } else if self.buffer.first() != Some(&b'$')
+                && let Ok(Some(answer)) = take_answer(&mut self.buffer)
             {
-                self.buffer.drain(..end + 4);
+                self.answer = Some(answer);
                 self.answers += 1;
             } else {
                 return;
