@@ -7,8 +7,8 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::MapData;
-use msm_fastpath::{FlowEntry, FlowKey};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use msm_fastpath::{FlowEntry, FlowKey, GroupMode, LegStats};
 use msm_tests::camera::{Stage, Transport};
 use msm_tests::probe::{Cameras, Load, Player, Publisher, VIDEO_AUDIO, Viewers};
 use msm_tests::process::{Scratch, wait_for};
@@ -103,6 +103,21 @@ impl House {
         })
     }
 
+    /// Copies that the kernel's program has sent, by its own counters, and the mode of every flow.
+    fn in_kernel(&self) -> Result<(u64, Vec<u8>)> {
+        let pins = self.scene.pins().context("pinned while it runs")?;
+        let map =
+            |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(pins.join(name))?)?) };
+        let stats: PerCpuArray<_, LegStats> = map("LEG_STATS")?.try_into()?;
+        let flows: HashMap<_, FlowKey, FlowEntry> = map("FLOWS")?.try_into()?;
+        let mut sent = 0;
+        // Ids are given from the first on.
+        for id in 0..64 {
+            sent += stats.get(&id, 0)?.iter().map(|stats| stats.packets).sum::<u64>();
+        }
+        Ok((sent, flows.iter().filter_map(Result::ok).map(|(_, flow)| flow.mode).collect()))
+    }
+
     /// What each leg has been sent by its counters.
     fn counters(&self) -> Result<Vec<u64>> {
         let stream = self.stream()?;
@@ -168,7 +183,8 @@ fn a_camera_that_restarts_on_the_same_ports_continues_every_kernel_leg() -> Resu
     let viewers = [Transport::Udp, Transport::Udp, Transport::Udp, Transport::Tcp];
     let Some(mut house) = House::new(test, 0, &[], &viewers)? else { return Ok(()) };
     house.on(3, "tcx")?;
-    for _ in 0..3 {
+    let mut legs = 3;
+    for round in 0..3 {
         // A new SSRC is admitted once a second: a run is longer than that.
         house.run(300)?;
         let before = house.counters()?;
@@ -176,17 +192,30 @@ fn a_camera_that_restarts_on_the_same_ports_continues_every_kernel_leg() -> Resu
         house.feed.restart();
         // The worker must have seen the new run before its legs can be said to be back.
         house.until("the new run", |_| true)?;
-        house.on(3, "tcx")?;
+        house.on(legs, "tcx")?;
+        let (former, modes) = house.in_kernel()?;
         house.run(100)?;
-        house.arrived(0..4)?;
+        house.arrived(0..=legs)?;
+        let copies = house.in_kernel()?.0 - former;
+        let due = 100 * 2 * legs as u64;
+        assert!(copies >= due * 9 / 10, "round {round}: the kernel sent {copies} of {due}");
+        // The first three have the same edit; whoever came later has another one.
+        let wanted = if round == 2 { GroupMode::PerLeg } else { GroupMode::Common };
+        assert_eq!(modes, [wanted as u8; 2], "round {round}");
         let sent = u64::from(house.feed.number - number);
         for (leg, (before, after)) in before.iter().zip(house.counters()?).enumerate() {
             // Two tracks; each splice may cost the packets that prove the new source.
             let grown = after - before;
             assert!(grown <= 2 * sent + 2 && grown + 8 >= 2 * sent, "leg {leg}: {grown} of {}", 2 * sent);
         }
+        if round == 1 {
+            house.play(Transport::Udp)?;
+            legs += 1;
+            house.on(legs, "tcx")?;
+            assert_eq!(house.in_kernel()?.1, [GroupMode::PerLeg as u8; 2]);
+        }
     }
-    for viewer in 0..4 {
+    for viewer in 0..=legs {
         house.check(viewer, 3, 3);
     }
     house.proxy.terminate(LIMIT)
@@ -300,8 +329,8 @@ fn sigterm_says_bye_to_kernel_legs_and_leaves_nothing_in_the_kernel() -> Result<
         .count();
     assert_eq!(links, 1, "the camera's interface");
     // Held here, so that it can be read when nobody else has it any more.
-    let map = aya::maps::Map::from_map_data(MapData::from_pin(pins.join("FLOWS"))?)?;
-    let flows: aya::maps::HashMap<_, FlowKey, FlowEntry> = map.try_into()?;
+    let map = Map::from_map_data(MapData::from_pin(pins.join("FLOWS"))?)?;
+    let flows: HashMap<_, FlowKey, FlowEntry> = map.try_into()?;
     let keys = || flows.keys().filter_map(Result::ok).collect::<Vec<_>>();
     assert_eq!(keys().len(), 2, "both tracks");
     let inputs = [0, 1].map(|track| house.feed.publisher.input(track));
