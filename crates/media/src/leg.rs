@@ -213,11 +213,6 @@ impl LegTrack {
         self.gate != Gate::Disabled
     }
 
-    /// Whether the gate is open: the next packet of the run leaves.
-    pub fn is_open(&self) -> bool {
-        matches!(self.gate, Gate::Open { .. })
-    }
-
     /// Whether packets leave as they came.
     pub fn is_transparent(&self) -> bool {
         self.projection.is_none_or(|projection| projection.is_transparent())

@@ -342,7 +342,7 @@ impl Stream {
             let Track { media, legs, kernel, .. } = track;
             for (at, out) in legs.iter_mut().enumerate() {
                 let part = Self::part(kernel, at, out.leg);
-                if out.state == GateState::Armed && out.media.is_open() {
+                if out.state == GateState::Armed {
                     // Ahead of the first packet for players that would step their clock when they learn the
                     // mapping behind it (ffmpeg, mpv); once more below for those that drop a report of a
                     // source they have heard nothing from (rtspsrc). RTP-21.
