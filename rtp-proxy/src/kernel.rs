@@ -12,7 +12,6 @@ pub mod hop;
 mod hops;
 pub mod ladder;
 pub mod load;
-pub mod maps;
 mod net;
 mod netlink;
 mod object;

@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use anyhow::Result;
 use msm_fastpath::limits::COUNT_NOT_OURS;
 use rtp_proxy::kernel::OBJECT;
+use rtp_proxy::kernel::counters::Reader;
 use rtp_proxy::kernel::hop::{Rung, UserReason, Want, Way};
 use rtp_proxy::kernel::load::{Capacity, Kernel};
 use rtp_proxy::kernel::service::Settings;
@@ -70,7 +71,7 @@ fn programs_of_others_before_and_behind_ours_keep_seeing_their_traffic() -> Resu
     let traffic = Traffic::start(&scene, PORT)?;
     traffic.pass(100)?;
     let (sent, _) = traffic.end()?;
-    let seen = |kernel: &Kernel| kernel.counters().unwrap().verdict(COUNT_NOT_OURS);
+    let seen = |kernel: &Kernel| Reader::open(kernel).unwrap().counter(COUNT_NOT_OURS);
     assert!(seen(&before) >= u64::from(sent) + 50, "the first one sees media too: {}", seen(&before));
     assert!((50..u64::from(sent)).contains(&seen(&behind)), "the last one sees the rest: {}", seen(&behind));
     held.path.stop(false);

@@ -1,7 +1,6 @@
 //! Attaching to interfaces, always by link: what is attached goes when its link is dropped.
 
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{LinkOrder, ProgramError, TcAttachType};
 
 use super::load::{Kernel, LoadError};
@@ -17,7 +16,7 @@ pub enum AttachError {
     Refused {
         /// Name of the interface, in the caller's network namespace.
         interface: String,
-        /// How it was tried: `tcx` or `xdp_native`.
+        /// How it was tried: `tcx`.
         rung: &'static str,
         /// The answer.
         source: Box<ProgramError>,
@@ -45,24 +44,6 @@ impl Kernel {
                 TcAttachOptions::TcxOrder(LinkOrder::default()),
             )
             .map_err(refused)?;
-        program.take_link(id).map_err(refused)
-    }
-
-    /// Attaches the XDP program to an interface in native mode. Generic mode is not tried: it is slower
-    /// than TCX.
-    ///
-    /// `interface`: name in the caller's network namespace.
-    ///
-    /// # Errors
-    /// [`AttachError::Refused`], if another XDP program holds the interface for example.
-    pub fn attach_xdp(&mut self, interface: &str) -> Result<XdpLink, AttachError> {
-        let refused = |source| AttachError::Refused {
-            interface: interface.to_owned(),
-            rung: "xdp_native",
-            source: Box::new(source),
-        };
-        let program = self.xdp_mut()?;
-        let id = program.attach(interface, XdpMode::Driver).map_err(refused)?;
         program.take_link(id).map_err(refused)
     }
 }

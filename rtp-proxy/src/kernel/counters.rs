@@ -24,9 +24,11 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
+    /// Of programs that this process loaded.
+    ///
     /// # Errors
     /// [`LoadError::Map`].
-    pub(super) fn open(kernel: &Kernel) -> Result<Self, LoadError> {
+    pub fn open(kernel: &Kernel) -> Result<Self, LoadError> {
         Ok(Self { counters: kernel.open_map(name::COUNTERS)?, softnet_before: softnet() })
     }
 

@@ -1,6 +1,6 @@
 //! Loading the kernel programs: object in, verified programs out.
 
-use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use msm_fastpath::limits;
 
@@ -9,8 +9,6 @@ use super::tables::{map_data, name};
 
 /// Name of the program for ingress by TCX or tc.
 pub const TCX_INGRESS: &str = "tcx_ingress";
-/// Name of the program for ingress by XDP.
-pub const XDP_INGRESS: &str = "xdp_ingress";
 
 /// Why the kernel programs are not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -67,26 +65,11 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads `object` (usually [`super::OBJECT`]): creates its maps, has both programs verified.
+    /// Loads the ingress program of `object` (usually [`super::OBJECT`]), on maps of `capacity`; with `pins` on
+    /// the maps that are pinned there, whatever their capacity.
     ///
     /// # Errors
-    /// [`LoadError`], with the verifier's log where a program was refused.
-    pub fn load(object: Option<&[u8]>) -> Result<Self, LoadError> {
-        let object = object.ok_or(LoadError::NotBuilt)?;
-        let ebpf =
-            EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(object).map_err(Box::new)?;
-        let mut kernel = Self { ebpf };
-        let refused = |program| move |source| LoadError::Refused { program, source: Box::new(source) };
-        kernel.tcx_mut()?.load().map_err(refused(TCX_INGRESS))?;
-        kernel.xdp_mut()?.load().map_err(refused(XDP_INGRESS))?;
-        Ok(kernel)
-    }
-
-    /// Loads the ingress program of `object` alone, on maps of `capacity`; with `pins` on the maps that are
-    /// pinned there, whatever their capacity.
-    ///
-    /// # Errors
-    /// As [`Kernel::load`].
+    /// [`LoadError`], with the verifier's log where the program was refused.
     pub fn load_with(
         object: Option<&[u8]>,
         capacity: Capacity,
@@ -138,20 +121,8 @@ impl Kernel {
         self.program(TCX_INGRESS)
     }
 
-    /// The XDP program.
-    ///
-    /// # Errors
-    /// [`LoadError::Program`].
-    pub fn xdp(&self) -> Result<&Xdp, LoadError> {
-        self.program(XDP_INGRESS)
-    }
-
     pub(super) fn tcx_mut(&mut self) -> Result<&mut SchedClassifier, LoadError> {
         self.program_mut(TCX_INGRESS)
-    }
-
-    pub(super) fn xdp_mut(&mut self) -> Result<&mut Xdp, LoadError> {
-        self.program_mut(XDP_INGRESS)
     }
 
     fn program<'a, P>(&'a self, program: &'static str) -> Result<&'a P, LoadError>
