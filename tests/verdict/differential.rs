@@ -117,6 +117,9 @@ fn random_case(random: &mut Random) -> Case {
         window: random.next() | 1,
         last_timestamp: timestamp,
         seen,
+        // Long ago, or another CPU was later: a burst begins, or does not.
+        last_arrival: random.of(&[0, u64::MAX]),
+        bursts: random.of(&[0, u32::MAX]),
         handed: random.of(&[0, 0, 0, 1, STRANGE_PER_SECOND - 1, STRANGE_PER_SECOND, STRANGE_PER_SECOND + 1]),
         ..FlowStats::ZERO
     };
@@ -298,7 +301,7 @@ fn is_rtp(entry: &FlowEntry, header: &RtpFixed) -> bool {
 /// Segments and progress of a packet that continues the run.
 fn follow(case: &Case, head: &Head, segments: Segments) -> Option<(Segments, Progress, Arrival)> {
     let mut progress = Progress::of(&case.stats);
-    let arrival = Arrival::new(0, case.entry.clock_rate);
+    let arrival = Arrival { at: 1_000_000_000, ..Arrival::new(0, case.entry.clock_rate) };
     let first = head.rtp(case.family);
     if is_rtp(&case.entry, &first) {
         for (offset, len) in segments.iter() {

@@ -237,7 +237,10 @@ abi! {
         /// 1 once `highest` and `last_timestamp` hold a packet's.
         pub seen: u8,
         /// Explicit padding, 0.
-        pub pad: [u8; 7],
+        pub pad: [u8; 3],
+        /// Bursts among the forwarded packets, modulo 2^32: one began with each buffer that came more than
+        /// [`crate::limits::BURST_GAP`] after the one before ([`crate::progress::Pace`]).
+        pub bursts: u32,
     }
 }
 
@@ -262,7 +265,8 @@ impl FlowStats {
         transit: 0,
         jitter: 0,
         seen: 0,
-        pad: [0; 7],
+        pad: [0; 3],
+        bursts: 0,
     };
 }
 

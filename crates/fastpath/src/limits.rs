@@ -25,6 +25,9 @@ pub const EVENT_RING: u32 = 65_536;
 /// Packets missing in a row that are told as an event.
 pub const BURST_LOSS: u16 = 16;
 
+/// A packet that comes later than this after the flow's last one begins a burst, in ns.
+pub const BURST_GAP: u64 = 250_000;
+
 /// Packets per second and flow that do not continue the run and are handed to the worker all the same.
 pub const STRANGE_PER_SECOND: u32 = 256;
 

@@ -6,7 +6,7 @@
 use crate::flow::FlowStats;
 use crate::gate::is_before;
 use crate::gso::Segments;
-use crate::limits::{MAX_DROPOUT, MAX_MISORDER, MAX_TIME_JUMP, STRANGE_PER_SECOND};
+use crate::limits::{BURST_GAP, MAX_DROPOUT, MAX_MISORDER, MAX_TIME_JUMP, STRANGE_PER_SECOND};
 
 /// First extended number: one cycle up, so that reordering at the start never goes below zero.
 const FIRST_CYCLE: u64 = 0x1_0000;
@@ -174,6 +174,10 @@ impl Progress {
     pub const fn store(&self, stats: &mut FlowStats, segments: &Segments, arrival: &Arrival) {
         stats.packets = stats.packets.wrapping_add(segments.count() as u64);
         stats.bytes = stats.bytes.wrapping_add(segments.bytes() as u64);
+        // Another CPU may have stored a later arrival meanwhile: that is no gap.
+        if arrival.at.saturating_sub(stats.last_arrival) > BURST_GAP {
+            stats.bursts = stats.bursts.wrapping_add(1);
+        }
         stats.last_arrival = arrival.at;
         stats.highest = self.highest;
         stats.window = self.window;
@@ -197,6 +201,24 @@ impl Progress {
     }
 }
 
+/// How a flow's packets come: what tells whether batching them at their way in pays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// [`FlowStats::packets`].
+    pub packets: u64,
+    /// [`FlowStats::bursts`].
+    pub bursts: u32,
+}
+
+impl Pace {
+    /// Mean number of packets per burst since an earlier reading of the same flow, rounded down. `None` if no burst
+    /// has begun since, or the statistics began anew.
+    pub const fn burst_since(&self, earlier: &Self) -> Option<u64> {
+        let Some(packets) = self.packets.checked_sub(earlier.packets) else { return None };
+        packets.checked_div(self.bursts.wrapping_sub(earlier.bursts) as u64)
+    }
+}
+
 /// What becomes of a packet that does not go to the legs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HandUp {
@@ -207,6 +229,11 @@ pub struct HandUp {
 }
 
 impl FlowStats {
+    /// How the forwarded packets came.
+    pub const fn pace(&self) -> Pace {
+        Pace { packets: self.packets, bursts: self.bursts }
+    }
+
     /// Counts one packet that does not go to the legs against [`STRANGE_PER_SECOND`]. `now`: ns of
     /// CLOCK_MONOTONIC.
     #[inline]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::sys::SyscallError;
+use msm_fastpath::progress::Pace;
 use msm_fastpath::{FlowEntry, FlowKey, FlowStats, GateEntry, LegEntry, LegStats, PortKey};
 
 use super::load::{Kernel, LoadError};
@@ -96,6 +97,17 @@ impl KernelTable {
     /// [`TableError`].
     pub fn published(&self) -> Result<Vec<(FlowKey, FlowEntry)>, TableError> {
         self.flows.iter().map(|item| item.map_err(refused(name::FLOWS))).collect()
+    }
+
+    /// How the packets of every published flow come, for who decides about batching their interfaces: two system
+    /// calls per flow. A flow that goes while it is asked for is left out.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn paces(&self) -> Result<Vec<(FlowKey, Pace)>, TableError> {
+        let pace =
+            |(key, entry): (FlowKey, FlowEntry)| Some((key, self.flow_stats(entry.stats).ok()?.pace()));
+        Ok(self.published()?.into_iter().filter_map(pace).collect())
     }
 
     /// Reads a slot.

@@ -108,6 +108,39 @@ fn copies_of_the_worker_are_counted_apart() {
 }
 
 #[test]
+fn a_burst_begins_after_a_gap_and_a_super_packet_is_one_arrival() {
+    let mut stats = FlowStats { last_arrival: 5 * NANOS, ..FlowStats::ZERO };
+    let mut come = |after: i64, payload, gso_size| {
+        let arrival = Arrival::new(stats.last_arrival.wrapping_add_signed(after), CLOCK);
+        let segments = Segments::new(payload, gso_size).unwrap();
+        Progress::of(&stats).store(&mut stats, &segments, &arrival);
+        (stats.packets, stats.bursts)
+    };
+    let gap = BURST_GAP as i64;
+    assert_eq!(come(gap, 172, 0), (1, 0), "a gap of exactly that length is none");
+    assert_eq!(come(gap + 1, 172, 0), (2, 1));
+    assert_eq!(come(0, 172, 0), (3, 1));
+    assert_eq!(come(-1_000_000, 172, 0), (4, 1), "another CPU was later");
+    assert_eq!(come(20_000_000, 32 * 172, 172), (36, 2));
+}
+
+#[test]
+fn the_first_packet_of_all_begins_a_burst() {
+    let mut stats = FlowStats::ZERO;
+    Progress::EMPTY.store(&mut stats, &Segments::ONE, &arrival(1));
+    assert_eq!(stats.pace(), Pace { packets: 1, bursts: 1 });
+}
+
+#[test]
+fn the_mean_burst_is_of_what_came_since() {
+    let earlier = Pace { packets: 1_000, bursts: u32::MAX };
+    let burst = |packets, bursts| Pace { packets, bursts }.burst_since(&earlier);
+    assert_eq!(burst(1_033, 3), Some(8), "four bursts across the wrap");
+    assert_eq!(burst(1_001, u32::MAX), None, "no burst has begun");
+    assert_eq!(burst(999, 3), None, "the flow's statistics began anew");
+}
+
+#[test]
 fn the_worker_is_handed_so_many_packets_a_second_and_no_more() {
     let mut stats = FlowStats::ZERO;
     let mut at = 5 * NANOS;
