@@ -55,6 +55,9 @@ pub(crate) fn send(skb: Skb, packet: &mut Packet) -> i32 {
     {
         if packet.to_user {
             clone_to(skb, packet, leg);
+        } else if !skb.has_device(leg.ifindex) {
+            // What is redirected by the return value vanishes with the device, and nobody is told.
+            count_unsent(leg.id, packet.segments.count(), DropReason::RingFull);
         } else {
             count_sent(leg.id, packet.segments.count(), packet.segments.bytes());
             fate = if leg.flags & LegEntry::LOCAL == 0 {
@@ -89,7 +92,7 @@ extern "C" fn send_clone(index: u32, turn: *mut Turn) -> i64 {
 /// serves the leg from it on.
 #[inline(always)]
 fn opens(packet: &mut Packet, leg: &LegEntry) -> bool {
-    let step = gate::step(leg.id, packet.entry.stats, packet.rtp().seq(), packet.newest);
+    let step = gate::step(leg.id, packet.entry.stats, packet.number, packet.rtp().seq());
     if matches!(step, Step::Stop) {
         packet.to_user = true;
     }

@@ -7,10 +7,13 @@ use zerocopy::transmute;
 
 use crate::event::tell;
 use crate::maps::GATES;
+use crate::packet::Number;
 
-/// What the gate of a leg says about a packet; a gate that moves is written back.
+/// What the gate of a leg says about a packet; a gate that moves is written back. `seq`: the packet's number, if it
+/// has one.
 #[inline(always)]
-pub(crate) fn step(leg: u32, flow: u32, seq: u16, newest: bool) -> Step {
+pub(crate) fn step(leg: u32, flow: u32, number: Number, seq: u16) -> Step {
+    let seq = if matches!(number, Number::None) { 0 } else { seq };
     let Some(gate) = GATES.get_ptr_mut(leg) else { return Step::Hold };
     let gate = gate.cast::<u64>();
     // SAFETY: values of an array map have eight bytes here, aligned to eight by the kernel, and live as long
@@ -18,7 +21,12 @@ pub(crate) fn step(leg: u32, flow: u32, seq: u16, newest: bool) -> Step {
     let mut found = unsafe { gate.read_volatile() };
     // A second look, should another CPU or user space have moved it between look and write.
     for _ in 0..2 {
-        let (moved, step) = GateEntry::step(transmute!(found), seq, newest);
+        let entry: GateEntry = transmute!(found);
+        let (moved, step) = match number {
+            Number::Newest => entry.step(seq, true),
+            Number::Behind => entry.step(seq, false),
+            Number::None => entry.step_unnumbered(),
+        };
         let kind = match step {
             Step::Hold | Step::Pass => return step,
             Step::Start => EventKind::Started,

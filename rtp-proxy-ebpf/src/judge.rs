@@ -12,7 +12,7 @@ use crate::copies::send;
 use crate::counters::{count, count_drop};
 use crate::event::{now, tell};
 use crate::maps::FLOW_STATS;
-use crate::packet::{Packet, Turn};
+use crate::packet::{Number, Packet, Turn};
 use crate::skb::{NEXT, Skb};
 use crate::tables::{Found, find_flow, is_closed};
 
@@ -48,8 +48,7 @@ pub(crate) fn forward(skb: Skb, packet: &mut Packet) -> i32 {
     packet.progress = Progress::of(stats);
     packet.arrival = Arrival::new(now(), packet.entry.clock_rate);
     packet.is_rtp = is_rtp(&packet.entry, &packet.rtp());
-    // What has no number moves no gate.
-    packet.newest = packet.is_rtp && packet.progress.is_newest(packet.rtp().seq());
+    packet.number = number(packet);
     if packet.is_rtp && !continues(skb, packet) {
         return hand_up_limited(stats, packet, Some(DropReason::RateLimit));
     }
@@ -69,6 +68,21 @@ fn is_rtp(entry: &FlowEntry, header: &RtpFixed) -> bool {
         Some(FlowKind::Rtp) => true,
         Some(FlowKind::Muxed) => !header.is_rtcp(),
         _ => false,
+    }
+}
+
+/// What the packet's number says to gates.
+#[inline(always)]
+fn number(packet: &Packet) -> Number {
+    match FlowKind::from_u8(packet.entry.kind) {
+        Some(kind) if kind.has_numbers() => {
+            if packet.is_rtp && packet.progress.is_newest(packet.rtp().seq()) {
+                Number::Newest
+            } else {
+                Number::Behind
+            }
+        }
+        _ => Number::None,
     }
 }
 

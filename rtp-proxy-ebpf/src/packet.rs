@@ -23,6 +23,18 @@ pub(crate) const V4_RTP: usize = V4 + RTP_FIXED_LEN;
 pub(crate) const V6: usize = Family::V6.payload_offset();
 pub(crate) const V6_RTP: usize = V6 + RTP_FIXED_LEN;
 
+/// What a packet's number says to gates.
+#[repr(u8)]
+#[derive(Clone, Copy)]
+pub(crate) enum Number {
+    /// It is higher than all before it.
+    Newest,
+    /// It is not, or this is RTCP between RTP.
+    Behind,
+    /// Packets of this flow have none.
+    None,
+}
+
 /// One packet of one flow.
 #[repr(C)]
 pub(crate) struct Packet {
@@ -53,8 +65,7 @@ pub(crate) struct Packet {
     /// The edit that they are going through.
     pub(crate) edit: RtpEdit,
     pub(crate) checksum: Checksum,
-    /// Whether its number is higher than all before it.
-    pub(crate) newest: bool,
+    pub(crate) number: Number,
     /// Whether the worker gets the packet too.
     pub(crate) to_user: bool,
     /// Whether a loop met something that it could not go on with.

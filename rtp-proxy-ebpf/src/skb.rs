@@ -8,8 +8,8 @@ use core::ptr::{addr_of, from_mut};
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{
-    bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_skb_change_type,
-    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_check_mtu, bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
+    bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 
 use msm_fastpath::RtpFixed;
@@ -149,6 +149,14 @@ impl Skb {
     pub(crate) fn clone_redirect(self, ifindex: u32) -> bool {
         // SAFETY: packet pointers are derived anew after each helper.
         unsafe { bpf_clone_redirect(self.0, ifindex, 0) == 0 }
+    }
+
+    /// Whether there is an interface of this index in this namespace.
+    #[inline(always)]
+    pub(crate) fn has_device(self, ifindex: u32) -> bool {
+        let mut mtu = 0_u32;
+        // SAFETY: the helper writes the device's MTU to `mtu`. That the packet is longer is told by a positive value.
+        unsafe { bpf_check_mtu(self.0.cast(), ifindex, from_mut(&mut mtu), 0, 0) >= 0 }
     }
 
     /// The return value that sends the packet itself out of an interface.

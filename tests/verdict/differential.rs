@@ -352,7 +352,12 @@ fn forward(
     if case.entry.legs == 0 {
         return to_user;
     }
-    let (gate, step) = expected.gate.step(head.rtp(case.family).seq(), newest);
+    let numbered = FlowKind::from_u8(case.entry.kind).is_some_and(FlowKind::has_numbers);
+    let (gate, step) = if numbered {
+        expected.gate.step(head.rtp(case.family).seq(), newest)
+    } else {
+        expected.gate.step_unnumbered()
+    };
     expected.gate = gate;
     if step == Step::Stop {
         to_user = true;

@@ -111,6 +111,74 @@ fn a_leg_starts_and_stops_at_its_number() -> Result<()> {
 }
 
 #[test]
+fn a_leg_of_a_flow_without_numbers_starts_and_stops_at_the_next_packet() -> Result<()> {
+    let test = "a_leg_of_a_flow_without_numbers_starts_and_stops_at_the_next_packet";
+    let Some(mut scene) = Scene::new(test)? else { return Ok(()) };
+    let addresses = Addresses::new(false);
+    let (sender, receivers) = (scene.sender(&addresses)?, scene.receivers(&addresses, 2)?);
+    let worker = worker(&scene, &addresses)?;
+    let legs = scene.legs(&addresses, 2);
+    scene.install(&addresses, GroupMode::Opaque, 0, &legs)?;
+    let key = FlowKey::new(addresses.source, addresses.input, scene.ingress);
+    scene.programs.put_flow(&key, &FlowEntry { legs: 2, ..entry(FlowKind::Opaque) })?;
+    // Shorter than an RTP header, so nothing in it can be taken for a number.
+    let datagram = |number: u8| [number; 9];
+    let gate = |scene: &Scene| scene.programs.gate(legs[1].id);
+    let pass = |number: u8, with_second: bool| -> Result<()> {
+        sender.send(&datagram(number))?;
+        assert_eq!(receive(&receivers[0])?, datagram(number));
+        if with_second {
+            assert_eq!(receive(&receivers[1])?, datagram(number));
+        }
+        Ok(())
+    };
+    scene.programs.put_gate(legs[1].id, Gate::Disabled)?;
+    pass(1, false)?;
+    scene.programs.put_gate(legs[1].id, Gate::Armed(40_000))?;
+    pass(2, true)?;
+    assert_eq!(gate(&scene)?.state, GateEntry::from(Gate::Active).state);
+    assert!(gate(&scene)?.moved_at().is_some());
+    pass(3, true)?;
+    nothing_waits(&worker, "nothing has gone up so far")?;
+    scene.programs.put_gate(legs[1].id, Gate::Draining(40_000))?;
+    pass(4, false)?;
+    assert_eq!(receive(&worker)?, datagram(4), "the worker goes on with the packet that shuts the gate");
+    assert_eq!(gate(&scene)?.state, GateEntry::from(Gate::Disabled).state);
+    assert!(gate(&scene)?.moved_at().is_some());
+    pass(5, false)?;
+    nothing_waits(&receivers[1], "the gate is shut")?;
+    nothing_waits(&worker, "the worker gets the packet of the gate and no more")?;
+    let told: Vec<_> = scene.programs.events()?.iter().map(|event| (event.kind, event.seq)).collect();
+    assert_eq!(told, [(EventKind::Started as u8, 0), (EventKind::Stopped as u8, 0)]);
+    Ok(())
+}
+
+#[test]
+fn rtcp_between_rtp_moves_no_gate() -> Result<()> {
+    let Some(mut scene) = Scene::new("rtcp_between_rtp_moves_no_gate")? else { return Ok(()) };
+    let addresses = Addresses::new(false);
+    let (sender, receivers) = (scene.sender(&addresses)?, scene.receivers(&addresses, 1)?);
+    let legs = scene.legs(&addresses, 1);
+    scene.install(&addresses, GroupMode::Opaque, FlowEntry::FORWARD_RTCP, &legs)?;
+    let key = FlowKey::new(addresses.source, addresses.input, scene.ingress);
+    let muxed = FlowEntry { legs: 1, flags: FlowEntry::FORWARD_RTCP, ..entry(FlowKind::Muxed) };
+    scene.programs.put_flow(&key, &muxed)?;
+    let report = [&[0x80, 200, 0, 6][..], &[7; 24]].concat();
+    let armed = GateEntry::from(Gate::Armed(5));
+    scene.programs.put_gate(legs[0].id, Gate::Armed(5))?;
+    sender.send(&report)?;
+    sender.send(&packet(4, 100))?;
+    sender.send(&report)?;
+    nothing_waits(&receivers[0], "the gate is armed")?;
+    assert_eq!(scene.programs.gate(legs[0].id)?, armed);
+    sender.send(&packet(5, 100))?;
+    sender.send(&report)?;
+    assert_eq!(receive(&receivers[0])?, packet(5, 100));
+    assert_eq!(receive(&receivers[0])?, report);
+    Ok(())
+}
+
+#[test]
 fn what_does_not_fit_is_dropped_for_its_leg_alone() -> Result<()> {
     let Some(mut scene) = Scene::new("what_does_not_fit_is_dropped_for_its_leg_alone")? else {
         return Ok(());
@@ -152,27 +220,32 @@ fn a_viewer_interface_that_vanishes_hurts_nobody_else() -> Result<()> {
     };
     let addresses = Addresses::new(false);
     let (sender, receivers) = (scene.sender(&addresses)?, scene.receivers(&addresses, 2)?);
-    scene.host.ip(&["link", "add", "gone0", "type", "veth", "peer", "name", "gone1"])?;
-    scene.host.ip(&["link", "set", "gone0", "up"])?;
-    scene.host.ip(&["link", "set", "gone1", "up"])?;
-    let gone = scene.host.inside(|| nix::net::if_::if_nametoindex("gone0"))??;
-    let mut legs = scene.legs(&addresses, 2);
-    let ghost = LegEntry { ifindex: gone, id: 3_000, ..scene.leg(&addresses, 2) };
-    legs.insert(1, ghost);
-    scene.install(&addresses, GroupMode::PerLeg, 0, &legs)?;
-    for seq in 0..20 {
-        if seq == 10 {
-            scene.host.ip(&["link", "del", "gone0"])?;
+    // In between the copy is a clone; the last one is the packet itself.
+    for (place, flags) in [(1, 0), (2, 0), (2, LegEntry::LOCAL)] {
+        scene.host.ip(&["link", "add", "gone0", "type", "veth", "peer", "name", "gone1"])?;
+        scene.host.ip(&["link", "set", "gone0", "up"])?;
+        scene.host.ip(&["link", "set", "gone1", "up"])?;
+        let gone = scene.host.inside(|| nix::net::if_::if_nametoindex("gone0"))??;
+        let mut legs = scene.legs(&addresses, 2);
+        let ghost = LegEntry { ifindex: gone, id: 3_000, flags, ..scene.leg(&addresses, 2) };
+        legs.insert(place, ghost);
+        scene.install(&addresses, GroupMode::PerLeg, 0, &legs)?;
+        let before = scene.programs.counters()?.dropped(DropReason::RingFull);
+        for seq in 0..20 {
+            if seq == 10 {
+                scene.host.ip(&["link", "del", "gone0"])?;
+            }
+            let packet = packet(seq, 172);
+            sender.send(&packet)?;
+            for (number, socket) in receivers.iter().enumerate() {
+                let expected = copy(&packet, GroupMode::PerLeg, number as u16);
+                assert_eq!(receive(socket)?, expected, "packet {seq}, ghost at {place}");
+            }
         }
-        let packet = packet(seq, 172);
-        sender.send(&packet)?;
-        for (number, socket) in receivers.iter().enumerate() {
-            assert_eq!(receive(socket)?, copy(&packet, GroupMode::PerLeg, number as u16), "packet {seq}");
-        }
+        let stats = scene.programs.leg_stats(ghost.id)?;
+        assert_eq!((stats.packets, stats.dropped), (10, 10), "ghost at {place}, flags {flags}");
+        assert_eq!(scene.programs.counters()?.dropped(DropReason::RingFull) - before, 10);
     }
-    let stats = scene.programs.leg_stats(ghost.id)?;
-    assert_eq!((stats.packets, stats.dropped), (10, 10));
-    assert_eq!(scene.programs.counters()?.dropped(DropReason::RingFull), 10);
     Ok(())
 }
 

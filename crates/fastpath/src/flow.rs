@@ -124,6 +124,12 @@ impl FlowKind {
             _ => None,
         }
     }
+
+    /// Whether packets of such a flow have RTP numbers, by which gates open and shut.
+    #[inline]
+    pub const fn has_numbers(self) -> bool {
+        matches!(self, Self::Rtp | Self::Muxed)
+    }
 }
 
 abi! {

@@ -52,7 +52,7 @@ pub fn frame(data: &[u8]) {
         }
         progress.store(&mut stats, &segments, &arrival);
         progress.settle(&mut stats, &segments, entry.flags & FlowEntry::COPY_TO_USER != 0);
-        let _ = gate.step(first.seq(), newest);
+        let _ = (gate.step(first.seq(), newest), gate.step_unnumbered());
         // The difference that user space would have computed.
         let key = head.key(family, 0);
         let skip = if family == Family::V4 { 12 } else { 0 };

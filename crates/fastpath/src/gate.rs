@@ -132,7 +132,7 @@ impl GateEntry {
     ///
     /// `newest`: whether the number is higher than all before it on the flow. Only such a packet moves a
     /// gate, so that `at` names one packet and not its duplicate; one from behind passes as the state says. So does
-    /// what has no number: a flow that is no RTP has gates that user space opens and shuts.
+    /// RTCP between the RTP of a flow.
     #[inline]
     #[must_use]
     pub fn step(self, seq: u16, newest: bool) -> (Self, Step) {
@@ -140,7 +140,21 @@ impl GateEntry {
         if !newest {
             return (self, if gate.is_open() { Step::Pass } else { Step::Hold });
         }
-        let (gate, step) = gate.step(seq);
+        self.moved(gate.step(seq), seq)
+    }
+
+    /// The same on a flow whose packets have no numbers ([`crate::FlowKind::has_numbers`]): the next packet of all
+    /// opens an armed gate and shuts a draining one. `at` is 0: it names no packet.
+    #[inline]
+    #[must_use]
+    pub fn step_unnumbered(self) -> (Self, Step) {
+        let Ok(gate) = Gate::try_from(self) else { return (self, Step::Hold) };
+        // A gate's own number is not before itself.
+        self.moved(gate.step(self.seq), 0)
+    }
+
+    #[inline]
+    fn moved(self, (gate, step): (Gate, Step), seq: u16) -> (Self, Step) {
         match step {
             Step::Start | Step::Stop => {
                 let moved = Self::from(gate);

@@ -65,6 +65,22 @@ fn only_the_newest_packet_moves_an_entry() {
     assert_eq!(shut.step(8, false), (shut, Step::Hold));
 }
 
+#[test]
+fn without_numbers_the_next_packet_moves_an_entry() {
+    for number in [0, 5, 65_535] {
+        let (open, step) = GateEntry::from(Gate::Armed(number)).step_unnumbered();
+        assert_eq!((open.moved_at(), step, open.seq), (Some(0), Step::Start, number));
+        assert_eq!(open.step_unnumbered(), (open, Step::Pass));
+        let (shut, step) = GateEntry::from(Gate::Draining(number)).step_unnumbered();
+        assert_eq!((shut.moved_at(), step, shut.seq), (Some(0), Step::Stop, number));
+        assert_eq!(shut.step_unnumbered(), (shut, Step::Hold));
+    }
+    let active = GateEntry::from(Gate::Active);
+    assert_eq!(active.step_unnumbered(), (active, Step::Pass));
+    let unknown = GateEntry { state: 9, ..active };
+    assert_eq!(unknown.step_unnumbered(), (unknown, Step::Hold));
+}
+
 proptest! {
     /// A leg that moves from one holder to another is neither interrupted nor doubled: what the old
     /// holder drains until is where the new one is armed from, wherever the numbering wraps, whatever is
