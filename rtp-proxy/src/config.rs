@@ -168,7 +168,7 @@ impl Given {
         }
         overlay! {
             rtsp admin rtp_ports session_timeout linger max_connections workers drain handover log_level log_format
-            max_rung adopt_grace bpffs;
+            max_rung adopt_grace bpffs batching;
             pull pull_transport credentials allow_basic user interface
         }
         // The login of a pull without a file: MSM_PULL_<NAME>=user:password.
@@ -429,6 +429,12 @@ impl Config {
             let read = check::duration(text, Duration::ZERO..=Duration::from_secs(3600));
             let key = given.key("adopt_grace");
             kernel.adopt_grace = problems.take(&key, text, read).unwrap_or(kernel.adopt_grace);
+        }
+        if let Some(text) = &given.raw.batching {
+            let choices = [("auto", true), ("off", false)];
+            let choice = choices.into_iter().find(|(name, _)| name == text).map(|(_, batching)| batching);
+            let read = check::choice(text, &choices.map(|(name, _)| name), choice);
+            kernel.batching = problems.take(&given.key("batching"), text, read).unwrap_or(kernel.batching);
         }
         if let Some(text) = &given.raw.bpffs {
             kernel.bpffs = text.into();

@@ -4,7 +4,10 @@
 //! packets come from and go to; `share` is what each worker has of it: tables, indices and answers.
 
 pub mod attach;
+mod batcher;
+pub mod batching;
 pub mod counters;
+pub mod device;
 mod events;
 mod grace;
 mod hold;

@@ -10,6 +10,7 @@ use msm_graph::StreamId;
 use msm_runtime::metrics::{RtpTotals, Sample, StreamSample};
 use serde::Serialize;
 
+use crate::kernel::batching::BatchingStatus;
 use crate::kernel::hop::{Rung, UserReason};
 use crate::kernel::service::InterfaceStatus;
 use crate::stats::{LegStats, Snapshot, StreamStats};
@@ -43,6 +44,32 @@ pub struct Interface {
     pub rung: &'static str,
     /// Why it is not in the kernel; `null` if it is.
     pub reason: Option<String>,
+    /// Whether bursts that come in by it are merged; `null` while the kernel forwards nothing of it.
+    pub batching: Option<Batching>,
+}
+
+/// Merging the bursts of sources.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Batching {
+    /// Bursts are merged.
+    pub on: bool,
+    /// Mean burst in packets; `null` while no media comes.
+    pub burst: Option<f64>,
+    /// Seconds since it was switched last; `null` if it never was.
+    pub since_seconds: Option<u64>,
+    /// Why it could not be switched; `null` otherwise.
+    pub reason: Option<String>,
+}
+
+impl From<&BatchingStatus> for Batching {
+    fn from(status: &BatchingStatus) -> Self {
+        Self {
+            on: status.on,
+            burst: status.burst,
+            since_seconds: status.since.map(|since| since.as_secs()),
+            reason: status.refused.clone(),
+        }
+    }
 }
 
 impl From<&Result<Vec<InterfaceStatus>, UserReason>> for Kernel {
@@ -51,6 +78,7 @@ impl From<&Result<Vec<InterfaceStatus>, UserReason>> for Kernel {
             name: status.interface.clone(),
             rung: status.rung.as_ref().map_or(Rung::User, |rung| *rung).as_str(),
             reason: status.rung.as_ref().err().map(ToString::to_string),
+            batching: status.batching.as_ref().map(Batching::from),
         };
         Self {
             on: found.is_ok(),

@@ -12,6 +12,7 @@ mod healthy;
 mod hostile_connections;
 mod hostile_media;
 mod hostile_sessions;
+mod kernel_batching;
 mod kernel_ladder;
 mod kernel_path;
 mod kernel_restart;

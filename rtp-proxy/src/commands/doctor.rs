@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::Outcome;
 use crate::kernel::counters;
+use crate::kernel::device;
 use crate::kernel::pins;
 use crate::kernel::privileges;
 use crate::kernel::probe::{self, Answer};
@@ -48,7 +49,7 @@ fn bad(what: impl Into<String>, fix: impl Into<String>) -> Check {
 pub fn run(bpffs: &Path) -> Outcome {
     let mut checks = vec![built(), privileged(), namespace(), memlock(), bpf_file_system(bpffs)];
     checks.extend(programs());
-    checks.extend([jit(), receive_buffer(), backlog()].into_iter().flatten());
+    checks.extend([batching(), jit(), receive_buffer(), backlog()].into_iter().flatten());
     checks.extend(left_behind(bpffs));
     let mut text = String::new();
     for check in &checks {
@@ -194,6 +195,20 @@ fn programs() -> Vec<Check> {
         });
     }
     checks
+}
+
+/// Only whoever has the kernel path can use it.
+fn batching() -> Option<Check> {
+    if privileges::missing().is_some() {
+        return None;
+    }
+    Some(match device::lacking() {
+        None => good("bursts of sources behind a veth can be merged"),
+        Some(why) => warn(
+            format!("bursts of sources behind a veth are not merged: {why}"),
+            "Linux 5.12 or later, root or CAP_DAC_OVERRIDE, and a writable /sys",
+        ),
+    })
 }
 
 fn jit() -> Option<Check> {

@@ -77,7 +77,7 @@ fn describe(document: &Value) -> String {
         let _ = write!(text, "  {:<16} {:<5}", word(interface, "name"), word(interface, "rung"));
         match interface.get("reason").and_then(Value::as_str) {
             Some(reason) => writeln!(text, " {reason}"),
-            None => writeln!(text),
+            None => writeln!(text, "{}", batching(interface.get("batching").unwrap_or(&Value::Null))),
         }
         .ok();
     }
@@ -126,6 +126,24 @@ fn describe(document: &Value) -> String {
     text
 }
 
+/// Whether an interface merges bursts, and by what is known of them.
+fn batching(value: &Value) -> String {
+    let mut text = String::new();
+    if let Some(burst) = value.get("burst").and_then(Value::as_f64) {
+        let _ = write!(text, " bursts of {burst:.1} packets");
+    }
+    if value.get("on").and_then(Value::as_bool) == Some(true) {
+        text.push_str(" merged");
+        if let Some(seconds) = value.get("since_seconds").and_then(Value::as_u64) {
+            let _ = write!(text, " for {seconds} s");
+        }
+    }
+    if let Some(reason) = value.get("reason").and_then(Value::as_str) {
+        let _ = write!(text, " (cannot be switched: {reason})");
+    }
+    text
+}
+
 /// What lies under bpffs for a person.
 fn describe_pins(found: &Found) -> String {
     let mut text = String::new();
@@ -140,7 +158,9 @@ fn describe_pins(found: &Found) -> String {
         return text;
     }
     for (ifindex, record) in found.pins.records() {
-        let _ = writeln!(text, "  {:<16} {:<5} interface {ifindex}", record.name, record.rung.as_str());
+        let merged = if record.before.is_some() { ", bursts merged" } else { "" };
+        let _ =
+            writeln!(text, "  {:<16} {:<5} interface {ifindex}{merged}", record.name, record.rung.as_str());
     }
     let (Ok(table), Ok(counters)) = (KernelTable::pinned(&found.pins), Reader::pinned(&found.pins)) else {
         text.push_str("  cannot be read: root, or CAP_BPF and the right to read bpffs, is needed\n");
@@ -177,6 +197,8 @@ mod tests {
         let document = serde_json::json!({
             "kernel": {"on": true, "reason": null, "interfaces": [
                 {"name": "eth0", "rung": "tcx", "reason": null},
+                {"name": "veth3", "rung": "tcx", "reason": null, "batching":
+                    {"on": true, "burst": 31.96, "since_seconds": 4, "reason": null}},
                 {"name": "tun0", "rung": "user", "reason": "tun0 has no Ethernet headers"}]},
             "streams": [{"name": "door", "state": "active", "source": {"transport": "udp", "peer": "10.0.0.9:554"},
                 "legs": [

@@ -147,6 +147,11 @@ pub struct Raw {
     /// [default: 60s]
     #[arg(verbatim_doc_comment, long, value_name = "TIME", help_heading = "Kernel path")]
     pub adopt_grace: Option<String>,
+    /// auto: merge the bursts of a source behind a veth where they come in, while they have 8 packets
+    /// or more, by settings of that interface that are given back afterwards. off: never
+    /// [default: auto]
+    #[arg(verbatim_doc_comment, long, value_name = "auto|off", help_heading = "Kernel path")]
+    pub batching: Option<String>,
     /// BPF file system in which the kernel's part is kept over a restart
     /// [default: /sys/fs/bpf]
     #[arg(verbatim_doc_comment, long, value_name = "DIRECTORY", help_heading = "Kernel path")]

@@ -257,12 +257,15 @@ fn the_kernel_path_is_set_by_its_options_and_named_after_the_first_media_port() 
     let kernel = kernel.unwrap().kernel;
     assert_eq!((kernel.max_rung, kernel.adopt_grace), (Rung::Tc, Duration::from_secs(5)));
     assert_eq!(kernel.interfaces, ["eth0", "eth1"]);
+    assert!(kernel.batching && !load(&["--batching", "off"]).unwrap().kernel.batching);
     assert_eq!(kernel.instance.as_deref(), Some("8060"));
     assert_eq!(load(&["--rtp-ports", "9000-9101"]).unwrap().kernel.instance.as_deref(), Some("9000"));
     assert_eq!(load(&["--rtp-ports", "0"]).unwrap().kernel.instance, None);
-    let error = load(&["--max-rung", "tcz", "--interface", "a/b"]).unwrap_err().to_string();
+    let error =
+        load(&["--max-rung", "tcz", "--interface", "a/b", "--batching", "on"]).unwrap_err().to_string();
     assert!(error.contains("--max-rung tcz") && error.contains("write tcx"), "{error}");
     assert!(error.contains("--interface a/b") && error.contains("ip link"), "{error}");
+    assert!(error.contains("--batching on") && error.contains("off"), "{error}");
 }
 
 #[test]

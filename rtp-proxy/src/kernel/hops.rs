@@ -103,6 +103,11 @@ impl Hops {
         }
     }
 
+    /// An interface.
+    pub(super) fn link(&self, ifindex: u32) -> Option<&Link> {
+        self.net.links.get(&ifindex)
+    }
+
     /// Whether the kernel path may use an interface.
     pub(super) fn is_named(&self, name: &str) -> bool {
         self.named.is_empty() || self.named.iter().any(|named| named == name)

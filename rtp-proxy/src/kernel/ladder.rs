@@ -12,12 +12,17 @@ use aya::programs::{LinkOrder, ProgramError, TcAttachType};
 use nix::net::if_::if_nametoindex;
 use tracing::info;
 
+use super::device::Receive;
 use super::hop::{Rung, UserReason};
 use super::load::{Kernel, TCX_INGRESS};
 use super::netlink::Requests;
 use super::object::link_interface;
 use super::pins::{Pins, Record};
 use super::tables::name;
+
+mod merging;
+
+pub(super) use merging::restore;
 
 /// Priority of our filter on the tc rung: the programs of others usually have lower numbers and so the first
 /// look.
@@ -42,6 +47,8 @@ pub struct Attached {
     link: Option<FdLink>,
     /// Whether the clsact qdisc is ours.
     clsact: bool,
+    /// How it received before its bursts were merged, if they are.
+    before: Option<Receive>,
 }
 
 /// Programs on interfaces.
@@ -128,17 +135,23 @@ impl Ladder {
         let mut adopted = Adopted::default();
         let records = pins.records();
         for ifindex in pins.links() {
+            let record = records.get(&ifindex);
             match self.adopt_link(&pins, ifindex) {
                 Ok(link) => {
-                    let record = records.get(&ifindex);
                     let name = record.map_or_else(|| ifindex.to_string(), |record| record.name.clone());
                     adopted.interfaces.push(name.clone());
                     let clsact = record.is_some_and(|record| record.clsact);
-                    let attached = Attached { name, rung: Rung::Tcx, link: Some(link), clsact };
+                    let before = record.and_then(|record| record.before);
+                    let attached = Attached { name, rung: Rung::Tcx, link: Some(link), clsact, before };
                     self.attached.insert(ifindex, attached);
                 }
                 Err(why) => {
                     fs::remove_file(pins.link(ifindex)).ok();
+                    // Nobody will look after its settings any more.
+                    if let Some(before) = record.and_then(|record| record.before) {
+                        restore(ifindex, before).ok();
+                    }
+                    pins.remove_record(ifindex);
                     adopted.dropped.push((ifindex, why));
                 }
             }
@@ -152,9 +165,8 @@ impl Ladder {
             match self.attach_filter(&record.name) {
                 Ok(()) => {
                     adopted.interfaces.push(record.name.clone());
-                    let attached =
-                        Attached { name: record.name, rung: Rung::Tc, link: None, clsact: record.clsact };
-                    self.attached.insert(ifindex, attached);
+                    let Record { name, rung, clsact, before } = record;
+                    self.attached.insert(ifindex, Attached { name, rung, link: None, clsact, before });
                 }
                 Err(error) => adopted.dropped.push((ifindex, words(&error))),
             }
@@ -221,7 +233,7 @@ impl Ladder {
 
     fn keep(&mut self, ifindex: u32, name: &str, rung: Rung, link: Option<FdLink>, clsact: bool) -> Rung {
         let name = name.to_owned();
-        self.attached.insert(ifindex, Attached { name, rung, link, clsact });
+        self.attached.insert(ifindex, Attached { name, rung, link, clsact, before: None });
         rung
     }
 
@@ -239,7 +251,7 @@ impl Ladder {
         };
         let path = pins.link(ifindex);
         fs::remove_file(&path).ok();
-        let record = Record { name: name.to_owned(), rung: Rung::Tcx, clsact: false };
+        let record = Record { name: name.to_owned(), rung: Rung::Tcx, clsact: false, before: None };
         pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
         let link = FdLink::from(link.pin(&path).map_err(|error| error.to_string())?);
         if link_interface(&path).is_ok_and(|found| found != ifindex) {
@@ -261,7 +273,7 @@ impl Ladder {
         if clsact {
             qdisc_add_clsact(name).map_err(|error| error.to_string())?;
         }
-        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact };
+        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact, before: None };
         pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
         if if_nametoindex(name) != Ok(ifindex) {
             return Err(format!("{name} is another interface now"));
@@ -301,6 +313,9 @@ impl Ladder {
     pub fn remove(mut self) -> Vec<String> {
         let mut problems = Vec::new();
         for (ifindex, attached) in mem::take(&mut self.attached) {
+            if let Some(before) = attached.before {
+                problems.extend(restore(ifindex, before).err());
+            }
             if attached.rung == Rung::Tc && if_nametoindex(attached.name.as_str()) == Ok(ifindex) {
                 problems
                     .extend(super::undo::remove_filter(&attached.name, self.handle, attached.clsact).err());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
@@ -99,6 +99,21 @@ impl Requests {
                 _ => None,
             })
             .collect())
+    }
+
+    /// Buffers that an interface has received since it exists.
+    pub(super) fn received(&mut self, ifindex: u32) -> io::Result<u64> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        let answer = self.ask(RouteNetlinkMessage::GetLink(message), 0)?.pop();
+        let Some(RouteNetlinkMessage::NewLink(link)) = answer else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let stats = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(stats) => Some(stats.rx_packets),
+            _ => None,
+        });
+        stats.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// The route that a packet to `peer` takes, from `local` where that is known.

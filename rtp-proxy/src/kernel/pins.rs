@@ -26,6 +26,7 @@ use msm_fastpath::abi::LAYOUTS;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::device::Receive;
 use super::hop::Rung;
 use super::object::detach_link;
 
@@ -162,6 +163,8 @@ pub struct Record {
     pub rung: Rung,
     /// The clsact qdisc is ours.
     pub clsact: bool,
+    /// How the interface received before its bursts were merged, if they are.
+    pub before: Option<Receive>,
 }
 
 impl Record {
@@ -169,6 +172,9 @@ impl Record {
         let mut text = format!("name={} rung={}", self.name, self.rung.as_str());
         if self.clsact {
             text.push_str(" clsact=ours");
+        }
+        if let Some(before) = self.before {
+            let _ = write!(text, " before={}", before.to_text());
         }
         text
     }
@@ -180,7 +186,8 @@ impl Record {
             .into_iter()
             .find(|rung| fields.get("rung") == Some(&rung.as_str()))?;
         let name = (*fields.get("name")?).to_owned();
-        Some(Self { name, rung, clsact: fields.contains_key("clsact") })
+        let before = fields.get("before").and_then(|text| Receive::from_text(text));
+        Some(Self { name, rung, clsact: fields.contains_key("clsact"), before })
     }
 }
 
@@ -387,8 +394,9 @@ mod tests {
     #[test]
     fn a_record_reads_back_as_it_was_written() {
         for record in [
-            Record { name: "eth0".to_owned(), rung: Rung::Tcx, clsact: false },
-            Record { name: "veth12ab".to_owned(), rung: Rung::Tc, clsact: true },
+            Record { name: "eth0".to_owned(), rung: Rung::Tcx, clsact: false, before: None },
+            Record { name: "veth12ab".to_owned(), rung: Rung::Tc, clsact: true, before: None },
+            Record { name: "v".to_owned(), rung: Rung::Tcx, clsact: false, before: Some(Receive::MERGING) },
         ] {
             assert_eq!(Record::from_text(&record.to_text()), Some(record));
         }

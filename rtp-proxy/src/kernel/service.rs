@@ -13,6 +13,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
+use super::batcher::Batcher;
+use super::batching::BatchingStatus;
 use super::counters::Reader;
 use super::events::{Events, Ring};
 use super::grace::Grace;
@@ -59,6 +61,8 @@ pub struct Settings {
     pub capacity: Capacity,
     /// Most of it that one stream gets.
     pub quota: Quota,
+    /// Bursts of sources behind a veth may be merged.
+    pub batching: bool,
 }
 
 /// A restarted proxy has its cameras and viewers back within seconds; those who wait for a time-out of their
@@ -76,17 +80,20 @@ impl Default for Settings {
             beside: false,
             capacity: Capacity::default(),
             quota: Quota::default(),
+            batching: true,
         }
     }
 }
 
 /// An interface and what carries media that comes in by it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct InterfaceStatus {
     /// Its name.
     pub interface: String,
     /// The rung, or why there is none but the workers.
     pub rung: Result<Rung, UserReason>,
+    /// Whether bursts are merged, where media comes in that the kernel forwards.
+    pub batching: Option<BatchingStatus>,
 }
 
 /// What the thread is told by the process.
@@ -157,6 +164,7 @@ impl Prepared {
             left.reserve(&mut slots);
             shares.push((Share::new(table, slots, ways).with_left(left.clone()), inbox));
         }
+        let looked_at = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
         let counters = Reader::open(&kernel).map_err(|error| refused(&error))?;
         let ring = Ring::open(&kernel).map_err(|error| refused(&error))?;
         let adopted = left.len();
@@ -181,6 +189,7 @@ impl Prepared {
             controlled,
             hops: Hops::new(settings.interfaces.clone(), notes),
             grace: Some(Grace { left, table, ports_written, extents, over: grace_over }),
+            batcher: Batcher::new(looked_at, settings.batching),
             lock: held.lock,
             instance: held.instance,
         };
@@ -247,6 +256,7 @@ struct Start {
     controlled: mpsc::Receiver<Control>,
     hops: Hops,
     grace: Option<Grace>,
+    batcher: Batcher,
     lock: Option<Lock>,
     instance: String,
 }
@@ -321,12 +331,17 @@ impl World {
         }
     }
 
-    fn status(&self) -> Vec<InterfaceStatus> {
-        let attached = self.ladder.attached().values();
-        let attached = attached.map(|on| InterfaceStatus { interface: on.name.clone(), rung: Ok(on.rung) });
-        let refused = self.refused.values();
-        let refused = refused
-            .map(|(link, why)| InterfaceStatus { interface: link.name.clone(), rung: Err(why.clone()) });
+    fn status(&self, batcher: &Batcher) -> Vec<InterfaceStatus> {
+        let attached = self.ladder.attached().iter().map(|(ifindex, on)| InterfaceStatus {
+            interface: on.name.clone(),
+            rung: Ok(on.rung),
+            batching: batcher.status(*ifindex),
+        });
+        let refused = self.refused.values().map(|(link, why)| InterfaceStatus {
+            interface: link.name.clone(),
+            rung: Err(why.clone()),
+            batching: None,
+        });
         let mut status: Vec<_> = attached.chain(refused).collect();
         status.sort_by(|a, b| a.interface.cmp(&b.interface));
         status
@@ -349,11 +364,16 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
         }
     };
     started.send(Ok(())).ok();
-    let world = World { requests, ladder: start.ladder, refused: HashMap::new() };
+    let mut world = World { requests, ladder: start.ladder, refused: HashMap::new() };
+    let mut batcher = start.batcher;
+    if start.lock.is_some() {
+        batcher.take_over(&mut world.ladder, Instant::now());
+    }
     let service = Service {
         world,
         hops: start.hops,
         grace: start.grace,
+        batcher,
         events: Events::default(),
         settle_at: None,
         refresh_at: Instant::now() + REFRESH,
@@ -374,6 +394,7 @@ struct Service {
     world: World,
     hops: Hops,
     grace: Option<Grace>,
+    batcher: Batcher,
     events: Events,
     settle_at: Option<Instant>,
     refresh_at: Instant,
@@ -410,7 +431,7 @@ impl Service {
             tokio::select! {
                 biased;
                 control = controlled.recv() => match control {
-                    Some(Control::Status(to)) => { to.send(self.world.status()).ok(); }
+                    Some(Control::Status(to)) => { to.send(self.world.status(&self.batcher)).ok(); }
                     Some(Control::Stop { leave }) => return (self.world.ladder, leave),
                     // The process that started us ended without a word.
                     None => return (self.world.ladder, true),
@@ -447,7 +468,8 @@ impl Service {
         let again = late.then(|| Instant::now() + AGAIN);
         let grace = self.grace.as_ref().map(|grace| grace.over);
         let lock = self.lock.is_none().then(|| Instant::now() + LOCK_AGAIN);
-        [again, grace, lock, self.settle_at, self.hops.poll_timeout()]
+        let batcher = self.batcher.poll_timeout(&self.world.ladder);
+        [again, grace, lock, batcher, self.settle_at, self.hops.poll_timeout()]
             .into_iter()
             .flatten()
             .fold(self.refresh_at, Instant::min)
@@ -480,7 +502,12 @@ impl Service {
     fn timeout(&mut self, now: Instant) {
         if self.lock.is_none() {
             self.lock = Lock::take(&self.instance).ok();
+            if self.lock.is_some() {
+                self.batcher.take_over(&mut self.world.ladder, now);
+            }
         }
+        let World { requests, ladder, .. } = &mut self.world;
+        self.batcher.handle_timeout(now, &self.hops, requests, ladder);
         if self.refresh_at <= now {
             self.refresh_at = now + REFRESH;
             self.world.refused.clear();

@@ -99,15 +99,13 @@ impl KernelTable {
         self.flows.iter().map(|item| item.map_err(refused(name::FLOWS))).collect()
     }
 
-    /// How the packets of every published flow come, for who decides about batching their interfaces: two system
-    /// calls per flow. A flow that goes while it is asked for is left out.
-    ///
-    /// # Errors
-    /// [`TableError`].
-    pub fn paces(&self) -> Result<Vec<(FlowKey, Pace)>, TableError> {
-        let pace =
-            |(key, entry): (FlowKey, FlowEntry)| Some((key, self.flow_stats(entry.stats).ok()?.pace()));
-        Ok(self.published()?.into_iter().filter_map(pace).collect())
+    /// How the packets of the published flows of some interfaces come, for who decides about merging their bursts:
+    /// at most three system calls per flow. A flow that changes while it is asked for may be left out.
+    pub fn paces(&self, of: impl Fn(u32) -> bool) -> Vec<(FlowKey, Pace)> {
+        let most = self.flow_stats.len() as usize;
+        let published = self.flows.iter().take(most).filter_map(Result::ok);
+        let flows = published.filter(|(key, _)| of(key.ifindex));
+        flows.filter_map(|(key, entry)| Some((key, self.flow_stats(entry.stats).ok()?.pace()))).collect()
     }
 
     /// Reads a slot.

@@ -8,7 +8,7 @@ use aya::programs::tc::{SchedClassifierLink, TcHandle};
 use nix::net::if_::if_nametoindex;
 
 use super::hop::Rung;
-use super::ladder::{TC_PRIORITY, tc_handle};
+use super::ladder::{TC_PRIORITY, restore, tc_handle};
 use super::netlink::Requests;
 use super::pins::{self, Found};
 
@@ -61,6 +61,10 @@ pub fn remove(found: &Found) -> Removed {
     let mut done = Removed::default();
     let handle = tc_handle(&found.instance);
     for (ifindex, record) in found.pins.records() {
+        if let Some(before) = record.before {
+            let restored = |()| vec![format!("the merging of bursts on {}", record.name)];
+            done.add(restore(ifindex, before).map(restored));
+        }
         if if_nametoindex(record.name.as_str()) != Ok(ifindex) {
             continue;
         }

@@ -1,11 +1,12 @@
 //! A publisher and a viewer that a test drives packet by packet, and keeps every packet of.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, sendmmsg, setsockopt, sockopt};
 
 use super::camera::{server_port, udp_pair};
 use super::wire::{self, Rtp};
@@ -70,6 +71,22 @@ impl Publisher {
     /// Sends one RTP packet as it is, well-formed or not.
     pub fn send(&mut self, track: usize, packet: &[u8]) -> Result<()> {
         self.emit(track, false, packet)
+    }
+
+    /// Sends RTP packets as a burst of plain datagrams, by one system call; UDP only.
+    pub fn send_burst(&self, track: usize, packets: &[Vec<u8>]) -> Result<()> {
+        let Way::Udp { rtp, server, .. } = &self.tracks[track] else {
+            unreachable!("the test published over UDP")
+        };
+        let SocketAddr::V4(server) = server else { unreachable!("the test published over IPv4") };
+        let slices: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|packet| [IoSlice::new(packet)]).collect();
+        let to = vec![Some(SockaddrIn::from(*server)); packets.len()];
+        let mut headers = MultiHeaders::preallocate(packets.len(), None);
+        let none: &[ControlMessage<'_>] = &[];
+        let sent = sendmmsg(rtp.as_raw_fd(), &mut headers, &slices, &to, none, MsgFlags::empty())?;
+        let sent = sent.count();
+        ensure!(sent == packets.len(), "{sent} packets of {} were sent", packets.len());
+        Ok(())
     }
 
     /// Sends one RTCP compound as it is.

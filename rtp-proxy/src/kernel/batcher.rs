@@ -1,0 +1,111 @@
+//! Looks at how media comes in, and has bursts merged where that pays ([`super::batching`]).
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use super::batching::{Batching, BatchingStatus, Change, Look, Why};
+use super::hops::Hops;
+use super::ladder::Ladder;
+use super::netlink::Requests;
+use super::share::flow_id;
+use super::tables::KernelTable;
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_secs(1);
+/// A look may take this part of the thread's time: with thousands of flows there are fewer looks.
+const SHARE: u32 = 50;
+
+/// The part of the thread that sees to it.
+#[derive(Debug)]
+pub(super) struct Batcher {
+    batching: Batching,
+    table: KernelTable,
+    /// `--batching auto`.
+    may: bool,
+    /// `None` until what an earlier process did is ours.
+    at: Option<Instant>,
+}
+
+impl Batcher {
+    pub(super) fn new(table: KernelTable, may: bool) -> Self {
+        Self { batching: Batching::default(), table, may, at: None }
+    }
+
+    /// Nobody else decides any more: what an earlier process had merged goes on, or ends where that is not
+    /// wanted.
+    pub(super) fn take_over(&mut self, ladder: &mut Ladder, now: Instant) {
+        ladder.read_records();
+        for ifindex in ladder.merged() {
+            if self.may {
+                self.batching.adopt(ifindex, now);
+            } else if let Err(why) = ladder.let_go(ifindex) {
+                warn!(event = "batching.refused", ifindex, batching = "off", reason = why);
+            }
+        }
+        self.at = self.may.then(|| now + LOOK);
+    }
+
+    /// When [`Batcher::handle_timeout`] is due.
+    pub(super) fn poll_timeout(&self, ladder: &Ladder) -> Option<Instant> {
+        self.at.filter(|_| !ladder.attached().is_empty())
+    }
+
+    pub(super) fn status(&self, ifindex: u32) -> Option<BatchingStatus> {
+        self.batching.status(ifindex, Instant::now())
+    }
+
+    /// Looks, and switches what is to be switched.
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        hops: &Hops,
+        requests: &mut Requests,
+        ladder: &mut Ladder,
+    ) {
+        if self.at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.batching.retain(|ifindex| ladder.attached().contains_key(&ifindex));
+        // Of veths alone: a NIC merges by itself, and its rings are the administrator's.
+        let is_ours = |ifindex: u32| {
+            ladder.attached().contains_key(&ifindex) && hops.link(ifindex).is_some_and(|link| link.veth)
+        };
+        let paces = self.table.paces(is_ours).into_iter();
+        let flows = paces.map(|(key, pace)| (key.ifindex, flow_id(&key), pace)).collect();
+        let mut look = Look { flows, ..Look::default() };
+        for (ifindex, ..) in &look.flows {
+            if !look.received.contains_key(ifindex)
+                && let Ok(received) = requests.received(*ifindex)
+            {
+                look.received.insert(*ifindex, received);
+            }
+        }
+        for change in self.batching.handle_look(now, &look) {
+            let mac = hops.link(change.ifindex).and_then(|link| link.mac);
+            let result =
+                if change.on { ladder.merge(change.ifindex, mac) } else { ladder.let_go(change.ifindex) };
+            let name = hops.link(change.ifindex).map_or("", |link| link.name.as_str());
+            tell(name, &change, &result);
+            self.batching.done(now, &change, result);
+        }
+        let took = now.elapsed();
+        self.at = Some(now + took + LOOK.max(took * SHARE));
+    }
+}
+
+fn tell(interface: &str, change: &Change, result: &Result<(), String>) {
+    let state = if change.on { "on" } else { "off" };
+    let why = match change.why {
+        Why::Burst(packets) => format!("bursts of {packets:.1} packets"),
+        Why::SuperPackets(packets) => format!("the sender's own super-packets of {packets:.1} packets"),
+        Why::Idle => "no media".to_owned(),
+    };
+    match result {
+        Ok(()) => info!(event = "batching.changed", interface, batching = state, "{why}"),
+        // Nothing is worse than before, and it is in the status.
+        Err(error) => {
+            debug!(event = "batching.refused", interface, batching = state, reason = error, "{why}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Whether the bursts of a source are to be merged where they come in, by how they have come for some seconds.
+//!
+//! Merging pays from bursts of four to eight packets on and costs a third more where packets come one by one, so
+//! an interface is switched on at a mean of [`RISE`] packets and off below [`FALL`], each for [`HOLD`], and stays so for
+//! [`DWELL`]. The mean is over all packets of all flows of the interface: the cost of a packet follows the share of a
+//! burst that it has to bear.
+//!
+//! Pure: [`super::batcher`] brings time and readings and carries out what comes of them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use msm_fastpath::progress::Pace;
+
+use super::share::FlowId;
+
+/// Mean burst from which merging pays surely.
+const RISE: f64 = 8.0;
+/// Mean burst below which it surely does not.
+const FALL: f64 = 4.0;
+/// How long the mean must have been so.
+const HOLD: Duration = Duration::from_secs(3);
+/// An interface that was switched stays as it is for so long.
+const DWELL: Duration = Duration::from_secs(10);
+/// Without media for so long an interface is switched off.
+const IDLE: Duration = Duration::from_secs(30);
+/// What could not be switched is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(60);
+/// Packets between two looks below which they say nothing.
+const FEW: u64 = 8;
+/// Segments per buffer from which a sender is one that sends super-packets itself.
+const SUPER: u64 = 2;
+
+/// What one look found.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Look {
+    /// Flows, by the interface that they come in by.
+    pub(super) flows: Vec<(u32, FlowId, Pace)>,
+    /// Buffers that each interface has received since it exists, where that is known. A super-packet of its
+    /// sender is one, however many packets are in it; what is merged here is not.
+    pub(super) received: BTreeMap<u32, u64>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Change {
+    pub(super) ifindex: u32,
+    pub(super) on: bool,
+    pub(super) why: Why,
+}
+
+/// Why bursts are merged or not.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Why {
+    /// The mean burst in packets.
+    Burst(f64),
+    /// The sender's own super-packets, so many packets in each on average.
+    SuperPackets(f64),
+    /// No media comes.
+    Idle,
+}
+
+/// The state of one interface, for people.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchingStatus {
+    /// Bursts are merged.
+    pub on: bool,
+    /// Mean burst in packets at the last look, if media came.
+    pub burst: Option<f64>,
+    /// How long it has been so; `None` if it was never switched.
+    pub since: Option<Duration>,
+    /// Why it cannot be switched on although it should be.
+    pub refused: Option<String>,
+}
+
+#[derive(Debug)]
+struct Interface {
+    on: bool,
+    changed: Option<Instant>,
+    /// What the looks say, and since when all of them do.
+    tends: Option<(bool, Instant)>,
+    burst: Option<f64>,
+    /// As of [`Look::received`].
+    received: Option<u64>,
+    media_at: Instant,
+    refused: Option<(Instant, String)>,
+}
+
+/// What came in by an interface between two looks.
+#[derive(Debug, Default, Clone, Copy)]
+struct Came {
+    packets: u64,
+    bursts: u64,
+}
+
+/// Every interface that media comes in by.
+#[derive(Debug, Default)]
+pub(super) struct Batching {
+    interfaces: BTreeMap<u32, Interface>,
+    paces: HashMap<FlowId, Pace>,
+}
+
+impl Batching {
+    /// An interface that an earlier process switched on.
+    pub(super) fn adopt(&mut self, ifindex: u32, now: Instant) {
+        let interface = Interface { on: true, changed: Some(now), ..Interface::new(now) };
+        self.interfaces.insert(ifindex, interface);
+    }
+
+    /// Forgets interfaces that are gone.
+    pub(super) fn retain(&mut self, is_there: impl Fn(u32) -> bool) {
+        self.interfaces.retain(|ifindex, _| is_there(*ifindex));
+    }
+
+    /// Takes a look in. Returns what is to be done about it; [`Batching::done`] is to follow for each.
+    pub(super) fn handle_look(&mut self, now: Instant, look: &Look) -> Vec<Change> {
+        let mut came: BTreeMap<u32, Came> = BTreeMap::new();
+        let mut paces = HashMap::with_capacity(look.flows.len());
+        for (ifindex, flow, pace) in &look.flows {
+            let came = came.entry(*ifindex).or_default();
+            // A flow that is new, or whose statistics began anew, is counted from the next look on.
+            let before = self.paces.get(flow).filter(|before| before.packets <= pace.packets);
+            if let Some(before) = before {
+                came.packets += pace.packets - before.packets;
+                came.bursts += u64::from(pace.bursts.wrapping_sub(before.bursts));
+            }
+            paces.insert(*flow, *pace);
+        }
+        self.paces = paces;
+        for ifindex in came.keys() {
+            self.interfaces.entry(*ifindex).or_insert_with(|| Interface::new(now));
+        }
+        let mut changes = Vec::new();
+        for (ifindex, interface) in &mut self.interfaces {
+            let came = came.get(ifindex).copied().unwrap_or_default();
+            let received = look.received.get(ifindex).copied();
+            if let Some((on, why)) = interface.handle_look(now, came, received) {
+                changes.push(Change { ifindex: *ifindex, on, why });
+            }
+        }
+        // What is off and brings nothing is not worth a line.
+        self.interfaces
+            .retain(|_, interface| interface.on || now.saturating_duration_since(interface.media_at) < IDLE);
+        changes
+    }
+
+    /// What came of a change.
+    pub(super) fn done(&mut self, now: Instant, change: &Change, result: Result<(), String>) {
+        let Some(interface) = self.interfaces.get_mut(&change.ifindex) else { return };
+        interface.tends = None;
+        match result {
+            Ok(()) => {
+                interface.on = change.on;
+                interface.changed = Some(now);
+                interface.refused = None;
+            }
+            Err(why) => interface.refused = Some((now, why)),
+        }
+    }
+
+    /// The state of an interface, `None` if no media has come in by it.
+    pub(super) fn status(&self, ifindex: u32, now: Instant) -> Option<BatchingStatus> {
+        let interface = self.interfaces.get(&ifindex)?;
+        Some(BatchingStatus {
+            on: interface.on,
+            burst: interface.burst,
+            since: interface.changed.map(|at| now.saturating_duration_since(at)),
+            refused: interface.refused.as_ref().map(|(_, why)| why.clone()),
+        })
+    }
+}
+
+impl Interface {
+    fn new(now: Instant) -> Self {
+        Self {
+            on: false,
+            changed: None,
+            tends: None,
+            burst: None,
+            received: None,
+            media_at: now,
+            refused: None,
+        }
+    }
+
+    /// Whether to switch, and why.
+    fn handle_look(&mut self, now: Instant, came: Came, received: Option<u64>) -> Option<(bool, Why)> {
+        let before = std::mem::replace(&mut self.received, received);
+        if came.packets > 0 {
+            self.media_at = now;
+        }
+        if came.packets < FEW {
+            self.tends = None;
+            self.burst = None;
+            let idle = now.saturating_duration_since(self.media_at) >= IDLE;
+            return (self.on && idle && self.may(now)).then_some((false, Why::Idle));
+        }
+        // One that goes on from the look before has not begun a burst in this one.
+        let burst = came.packets as f64 / came.bursts.max(1) as f64;
+        self.burst = Some(burst);
+        let buffers = received.zip(before).map(|(now, before)| now.saturating_sub(before)).filter(|n| *n > 0);
+        let is_super = buffers.is_some_and(|buffers| came.packets >= SUPER * buffers);
+        let (tends, why) = if is_super {
+            (false, Why::SuperPackets(came.packets as f64 / buffers.unwrap_or(1) as f64))
+        } else if burst >= RISE && buffers.is_some() {
+            (true, Why::Burst(burst))
+        } else if burst < FALL {
+            (false, Why::Burst(burst))
+        } else {
+            self.tends = None;
+            return None;
+        };
+        let since = match self.tends {
+            Some((same, since)) if same == tends => since,
+            _ => now,
+        };
+        self.tends = Some((tends, since));
+        let held = now.saturating_duration_since(since) >= HOLD;
+        (tends != self.on && held && self.may(now)).then_some((tends, why))
+    }
+
+    fn may(&self, now: Instant) -> bool {
+        let past = |at: Instant, wait| now.saturating_duration_since(at) >= wait;
+        self.changed.is_none_or(|at| past(at, DWELL))
+            && self.refused.as_ref().is_none_or(|(at, _)| past(*at, AGAIN))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! Merging bursts on interfaces that have the program, recorded before anything is changed.
+
+use nix::net::if_::{if_indextoname, if_nametoindex};
+
+use super::{Attached, Ladder};
+use crate::kernel::device::{Device, Receive, perform, perform_all, steps};
+use crate::kernel::pins::{Pins, Record};
+
+/// Gives an interface back how it received. One that is gone has nothing to be given back.
+///
+/// # Errors
+/// What is left, in words.
+pub(crate) fn restore(ifindex: u32, before: Receive) -> Result<(), String> {
+    // By its index: it may have another name by now.
+    let Ok(name) = if_indextoname(ifindex) else { return Ok(()) };
+    let Ok(name) = name.into_string() else { return Ok(()) };
+    let mut device = Device::open(ifindex, &name)?;
+    let now = device.read(None)?;
+    perform_all(&steps(now, before), &mut device)
+}
+
+impl Ladder {
+    /// Has the bursts of an interface merged. What it was before is recorded first, so that it can always be given
+    /// back. `mac`: to be sure that it is the interface that sysfs shows.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub(crate) fn merge(&mut self, ifindex: u32, mac: Option<[u8; 6]>) -> Result<(), String> {
+        let attached = self.attached.get(&ifindex).ok_or("the program is not attached")?;
+        let (name, recorded) = (attached.name.clone(), attached.before);
+        if if_nametoindex(name.as_str()) != Ok(ifindex) {
+            return Err(format!("{name} is another interface now"));
+        }
+        let mut device = Device::open(ifindex, &name)?;
+        let now = device.read(mac)?;
+        let steps = steps(now, Receive::MERGING);
+        if steps.is_empty() && recorded.is_none() {
+            return Err("somebody else has them merged".to_owned());
+        }
+        let before = recorded.unwrap_or(now);
+        self.record(ifindex, Some(before))?;
+        let done = perform(&steps, &mut device);
+        if done.is_err() && device.read(mac) == Ok(before) {
+            self.record(ifindex, None).ok();
+        }
+        done
+    }
+
+    /// Gives an interface back how it received before [`Ladder::merge`].
+    ///
+    /// # Errors
+    /// What is left, in words.
+    pub(crate) fn let_go(&mut self, ifindex: u32) -> Result<(), String> {
+        let Some(before) = self.attached.get(&ifindex).and_then(|attached| attached.before) else {
+            return Ok(());
+        };
+        restore(ifindex, before)?;
+        self.record(ifindex, None)
+    }
+
+    /// Interfaces whose bursts are merged.
+    pub(crate) fn merged(&self) -> Vec<u32> {
+        let merged = self.attached.iter().filter(|(_, attached)| attached.before.is_some());
+        merged.map(|(ifindex, _)| *ifindex).collect()
+    }
+
+    /// Reads the records again: another process may have written them until now.
+    pub(crate) fn read_records(&mut self) {
+        let records = self.pins().map(Pins::records).unwrap_or_default();
+        for (ifindex, attached) in &mut self.attached {
+            if let Some(record) = records.get(ifindex) {
+                attached.before = record.before;
+            }
+        }
+    }
+
+    fn record(&mut self, ifindex: u32, before: Option<Receive>) -> Result<(), String> {
+        let pins = self.pins().cloned().ok_or("what is changed cannot be recorded without pins")?;
+        let Some(attached) = self.attached.get_mut(&ifindex) else { return Ok(()) };
+        let Attached { name, rung, clsact, .. } = &*attached;
+        let record = Record { name: name.clone(), rung: *rung, clsact: *clsact, before };
+        pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
+        attached.before = before;
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! Bursts of a camera behind a veth are merged where they come in while that pays, and the interface is given back.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use msm_tests::camera::{Stage, Transport};
+use msm_tests::lab::Node;
+use msm_tests::probe::wire::{Rtp, word_at};
+use msm_tests::probe::{Player, Publisher, VIDEO};
+use msm_tests::process::Scratch;
+use msm_tests::proxy::{Options, Proxy, program};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::kernel_scene::{LIMIT, SSRC, Scene};
+
+const INPUT: &str = "10.7.1.1";
+const OUTPUT: &str = "10.7.2.1";
+/// First bytes of every payload: an IDR slice.
+const MARK: [u8; 2] = [0x65, 0x88];
+/// Longer than a proxy stays with what it decided last.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+struct House {
+    proxy: Proxy,
+    publisher: Publisher,
+    player: Player,
+    number: u32,
+    scene: Scene,
+    scratch: Scratch,
+}
+
+fn packet(number: u32) -> Vec<u8> {
+    let payload = [&MARK[..], &number.to_be_bytes(), &[number as u8; 394]].concat();
+    Rtp {
+        payload_type: 96,
+        marker: false,
+        sequence: number as u16,
+        timestamp: number * 90,
+        ssrc: SSRC,
+        payload,
+    }
+    .to_bytes()
+}
+
+fn options(scene: &Scene, flags: &[&str]) -> Options {
+    let bpffs = scene.bpffs.path().display().to_string();
+    let flags = [&["--bpffs", &bpffs], flags].concat().into_iter().map(str::to_owned).collect();
+    Options { flags, ..Options::default() }
+}
+
+/// How the camera's interface receives.
+fn settings(scene: &Scene) -> Result<String> {
+    let look = format!("ethtool -k {0}; cat /sys/class/net/{0}/threaded", scene.inner);
+    scene.node.output("sh", &["-c", &look])
+}
+
+/// Buffers that all interfaces of a node received; a super-packet is one.
+fn buffers(node: &Node) -> Result<u64> {
+    let table = node.output("cat", &["/proc/net/dev"])?;
+    let received = |line: &str| line.split_once(':')?.1.split_whitespace().nth(1)?.parse::<u64>().ok();
+    Ok(table.lines().filter_map(received).sum())
+}
+
+impl House {
+    /// Nothing where the test cannot run here.
+    fn new(test: &str, flags: &[&str]) -> Result<Option<Self>> {
+        let Some(scene) = Scene::new(test)? else { return Ok(None) };
+        let scratch = Scratch::new("batching")?;
+        let stage = Stage::inside(scratch.path(), &scene.node);
+        let proxy = Proxy::start(stage, "proxy", &options(&scene, flags))?;
+        let url = proxy.url_at(INPUT, "cam");
+        let mut publisher = scene.camera.inside(|| Publisher::record(&url, VIDEO, Transport::Udp))??;
+        let url = proxy.url_at(OUTPUT, "cam");
+        let mut number = 0;
+        let first = || {
+            publisher.send(0, &packet(number))?;
+            number += 1;
+            Ok(())
+        };
+        let player = scene.viewer.inside(|| Player::play_after(&url, Transport::Udp, first))??;
+        Ok(Some(Self { proxy, publisher, player, number, scene, scratch }))
+    }
+
+    /// The camera sends so many packets at once.
+    fn burst(&mut self, packets: u32) -> Result<()> {
+        let numbers = self.number..self.number + packets;
+        self.publisher.send_burst(0, &numbers.clone().map(packet).collect::<Vec<_>>())?;
+        self.number = numbers.end;
+        Ok(())
+    }
+
+    /// Bursts every 20 ms until `done` holds of what the proxy says about the camera's interface.
+    fn until(&mut self, what: &str, burst: u32, mut done: impl FnMut(&Value) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for _ in 0..10 {
+                self.burst(burst)?;
+                std::thread::sleep(Duration::from_millis(20));
+                self.player.receive();
+            }
+            let document: Value = serde_json::from_str(&self.proxy.get("/v1/streams")?)?;
+            let interfaces = document["kernel"]["interfaces"].as_array().context("interfaces")?;
+            let interface = interfaces.iter().find(|interface| interface["name"] == *self.scene.inner);
+            if interface.is_some_and(&mut done) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "waited for {what}: {document:#}");
+        }
+    }
+
+    fn until_merged(&mut self) -> Result<()> {
+        self.until("bursts to be merged", 32, |interface| interface["batching"]["on"] == true)?;
+        let now = settings(&self.scene)?;
+        let on = |name: &str| now.lines().any(|line| line.trim() == format!("{name}: on"));
+        ensure!(
+            on("generic-receive-offload") && on("rx-udp-gro-forwarding") && now.ends_with("1\n"),
+            "{now}"
+        );
+        Ok(())
+    }
+
+    /// The viewer has every packet from its first on, as it was sent and in order.
+    fn is_whole(&mut self) -> Result<()> {
+        let last = self.number - 1;
+        let number = |packet: &[u8]| word_at(packet, 14);
+        let has_last = |player: &Player| player.media[0].last().is_some_and(|packet| number(packet) == last);
+        self.player.wait("the last packet", LIMIT, || Ok(()), has_last)?;
+        let first = number(self.player.media[0].first().context("media")?);
+        let got: Vec<u32> = self.player.media[0].iter().map(|packet| number(packet)).collect();
+        let sent: Vec<u32> = (first..=last).collect();
+        let differs = got.iter().zip(&sent).position(|(got, sent)| got != sent);
+        ensure!(got == sent, "{} of {} packets, another one at {differs:?}", got.len(), sent.len());
+        let packets = self.player.packets(0);
+        let start = packets.first().context("media")?;
+        let (sequence, timestamp) = (start.sequence, start.timestamp);
+        for (offset, packet) in packets.iter().enumerate() {
+            let offset = offset as u32;
+            let wanted = Rtp {
+                sequence: sequence.wrapping_add(offset as u16),
+                timestamp: timestamp.wrapping_add(offset * 90),
+                ssrc: start.ssrc,
+                ..Rtp::parse(&self::packet(first + offset)).context("RTP")?
+            };
+            ensure!(*packet == wanted, "packet {} is not as it was sent", first + offset);
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.proxy.process.signal(Signal::SIGKILL);
+        self.proxy.process.wait(LIMIT).map(drop)
+    }
+}
+
+#[test]
+fn bursts_are_merged_while_they_come_and_singles_are_not() -> Result<()> {
+    let Some(mut house) = House::new("bursts_are_merged_while_they_come_and_singles_are_not", &[])? else {
+        return Ok(());
+    };
+    let before = settings(&house.scene)?;
+    house.until_merged()?;
+    let (sent, received) = (house.number, buffers(&house.scene.viewer)?);
+    for _ in 0..200 {
+        house.burst(32)?;
+        std::thread::sleep(Duration::from_millis(5));
+        house.player.receive();
+    }
+    house.is_whole()?;
+    let (sent, received) = (u64::from(house.number - sent), buffers(&house.scene.viewer)? - received);
+    // How many depends on what the machine has to do beside.
+    assert!(received < sent, "{sent} packets came to the viewer in {received} buffers");
+    house.until("singles to be let go", 1, |interface| interface["batching"]["on"] == false)?;
+    assert_eq!(settings(&house.scene)?, before);
+    house.is_whole()?;
+    house.until_merged()?;
+    house.is_whole()?;
+    house.proxy.terminate(LIMIT)?;
+    assert_eq!(settings(&house.scene)?, before, "SIGTERM gives the interface back");
+    let log = house.proxy.process.log();
+    assert_eq!(log.matches("batching.changed").count(), 3, "{log}");
+    Ok(())
+}
+
+#[test]
+fn merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back() -> Result<()> {
+    let test = "merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back";
+    let Some(mut house) = House::new(test, &[])? else { return Ok(()) };
+    house.scene.node.output("ethtool", &["-K", &house.scene.inner, "gro", "on"])?;
+    let before = settings(&house.scene)?;
+    house.until_merged()?;
+    let merged = settings(&house.scene)?;
+    house.kill()?;
+    for _ in 0..50 {
+        house.burst(32)?;
+        std::thread::sleep(Duration::from_millis(5));
+        house.player.receive();
+    }
+    house.is_whole().context("without a proxy")?;
+    let stage = Stage::inside(house.scratch.path(), &house.scene.node);
+    house.proxy = Proxy::start(stage, "second", &options(&house.scene, &[]))?;
+    house.until("the next proxy to go on", 32, |interface| interface["batching"]["on"] == true)?;
+    assert_eq!(settings(&house.scene)?, merged);
+    house.is_whole().context("with the next proxy")?;
+    house.kill()?;
+    let program: PathBuf = program()?;
+    let bpffs = house.scene.bpffs.path();
+    let arguments = ["uninstall", "--bpffs", &bpffs.to_string_lossy()];
+    let said = house.scene.node.output(&program.to_string_lossy(), &arguments)?;
+    assert!(said.contains("merging of bursts"), "{said}");
+    assert_eq!(settings(&house.scene)?, before, "{said}");
+    assert!(!bpffs.join("msm").exists(), "{said}");
+    Ok(())
+}
+
+#[test]
+fn merging_that_was_switched_off_by_the_next_start_is_undone_there() -> Result<()> {
+    let test = "merging_that_was_switched_off_by_the_next_start_is_undone_there";
+    let Some(mut house) = House::new(test, &[])? else { return Ok(()) };
+    let before = settings(&house.scene)?;
+    house.until_merged()?;
+    house.kill()?;
+    let stage = Stage::inside(house.scratch.path(), &house.scene.node);
+    house.proxy = Proxy::start(stage, "second", &options(&house.scene, &["--batching", "off"]))?;
+    house.until("the camera's interface", 32, |_| true)?;
+    assert_eq!(settings(&house.scene)?, before);
+    house.is_whole()?;
+    house.proxy.terminate(LIMIT)
+}
