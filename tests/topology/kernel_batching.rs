@@ -15,23 +15,26 @@ use serde_json::Value;
 
 use crate::kernel_scene::{LIMIT, SSRC, Scene};
 
-const INPUT: &str = "10.7.1.1";
-const OUTPUT: &str = "10.7.2.1";
+/// Where camera and viewer reach the proxy, by address family: IPv4, IPv6.
+pub(crate) const INPUT: [&str; 2] = ["10.7.1.1", "fd07:1::1"];
+/// The camera.
+pub(crate) const CAMERA: [&str; 2] = ["10.7.1.2", "fd07:1::2"];
+const OUTPUT: [&str; 2] = ["10.7.2.1", "fd07:2::1"];
 /// First bytes of every payload: an IDR slice.
 const MARK: [u8; 2] = [0x65, 0x88];
 /// Longer than a proxy stays with what it decided last.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-struct House {
-    proxy: Proxy,
-    publisher: Publisher,
-    player: Player,
-    number: u32,
-    scene: Scene,
+pub(crate) struct House {
+    pub(crate) proxy: Proxy,
+    pub(crate) publisher: Publisher,
+    pub(crate) player: Player,
+    pub(crate) number: u32,
+    pub(crate) scene: Scene,
     scratch: Scratch,
 }
 
-fn packet(number: u32) -> Vec<u8> {
+pub(crate) fn packet(number: u32) -> Vec<u8> {
     let payload = [&MARK[..], &number.to_be_bytes(), &[number as u8; 394]].concat();
     Rtp {
         payload_type: 96,
@@ -42,6 +45,11 @@ fn packet(number: u32) -> Vec<u8> {
         payload,
     }
     .to_bytes()
+}
+
+/// The camera, from the first of its addresses however many it gets.
+pub(crate) fn record(url: &str, family: usize) -> Result<Publisher> {
+    Publisher::record_from(url, VIDEO, Transport::Udp, Some(CAMERA[family].parse()?))
 }
 
 fn options(scene: &Scene, flags: &[&str]) -> Options {
@@ -65,14 +73,14 @@ fn buffers(node: &Node) -> Result<u64> {
 
 impl House {
     /// Nothing where the test cannot run here.
-    fn new(test: &str, flags: &[&str]) -> Result<Option<Self>> {
+    pub(crate) fn new(test: &str, family: usize, flags: &[&str]) -> Result<Option<Self>> {
         let Some(scene) = Scene::new(test)? else { return Ok(None) };
         let scratch = Scratch::new("batching")?;
         let stage = Stage::inside(scratch.path(), &scene.node);
         let proxy = Proxy::start(stage, "proxy", &options(&scene, flags))?;
-        let url = proxy.url_at(INPUT, "cam");
-        let mut publisher = scene.camera.inside(|| Publisher::record(&url, VIDEO, Transport::Udp))??;
-        let url = proxy.url_at(OUTPUT, "cam");
+        let url = proxy.url_at(INPUT[family], "cam");
+        let mut publisher = scene.camera.inside(|| record(&url, family))??;
+        let url = proxy.url_at(OUTPUT[family], "cam");
         let mut number = 0;
         let first = || {
             publisher.send(0, &packet(number))?;
@@ -84,7 +92,12 @@ impl House {
     }
 
     /// The camera sends so many packets at once.
-    fn burst(&mut self, packets: u32) -> Result<()> {
+    pub(crate) fn burst(&mut self, packets: u32) -> Result<()> {
+        if packets == 1 {
+            self.publisher.send(0, &packet(self.number))?;
+            self.number += 1;
+            return Ok(());
+        }
         let numbers = self.number..self.number + packets;
         self.publisher.send_burst(0, &numbers.clone().map(packet).collect::<Vec<_>>())?;
         self.number = numbers.end;
@@ -122,7 +135,7 @@ impl House {
     }
 
     /// The viewer has every packet from its first on, as it was sent and in order.
-    fn is_whole(&mut self) -> Result<()> {
+    pub(crate) fn is_whole(&mut self) -> Result<()> {
         let last = self.number - 1;
         let number = |packet: &[u8]| word_at(packet, 14);
         let has_last = |player: &Player| player.media[0].last().is_some_and(|packet| number(packet) == last);
@@ -156,7 +169,7 @@ impl House {
 
 #[test]
 fn bursts_are_merged_while_they_come_and_singles_are_not() -> Result<()> {
-    let Some(mut house) = House::new("bursts_are_merged_while_they_come_and_singles_are_not", &[])? else {
+    let Some(mut house) = House::new("bursts_are_merged_while_they_come_and_singles_are_not", 0, &[])? else {
         return Ok(());
     };
     let before = settings(&house.scene)?;
@@ -186,7 +199,7 @@ fn bursts_are_merged_while_they_come_and_singles_are_not() -> Result<()> {
 #[test]
 fn merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back() -> Result<()> {
     let test = "merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back";
-    let Some(mut house) = House::new(test, &[])? else { return Ok(()) };
+    let Some(mut house) = House::new(test, 0, &[])? else { return Ok(()) };
     house.scene.node.output("ethtool", &["-K", &house.scene.inner, "gro", "on"])?;
     let before = settings(&house.scene)?;
     house.until_merged()?;
@@ -217,7 +230,7 @@ fn merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back() -> R
 #[test]
 fn merging_that_was_switched_off_by_the_next_start_is_undone_there() -> Result<()> {
     let test = "merging_that_was_switched_off_by_the_next_start_is_undone_there";
-    let Some(mut house) = House::new(test, &[])? else { return Ok(()) };
+    let Some(mut house) = House::new(test, 0, &[])? else { return Ok(()) };
     let before = settings(&house.scene)?;
     house.until_merged()?;
     house.kill()?;

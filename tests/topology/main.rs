@@ -18,6 +18,7 @@ mod kernel_path;
 mod kernel_restart;
 mod kernel_scene;
 mod kernel_sources;
+mod kernel_strangers;
 mod lip_sync;
 mod load;
 mod reports;

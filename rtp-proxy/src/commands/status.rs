@@ -173,8 +173,12 @@ fn describe_pins(found: &Found) -> String {
         .filter_map(|(_, flow)| table.flow_stats(flow.stats).ok())
         .map(|stats| stats.packets)
         .sum();
-    let _ =
-        writeln!(text, "  {} flows, {legs} legs, {packets} packets of these flows forwarded", flows.len());
+    let _ = writeln!(
+        text,
+        "  {} flows, {legs} legs, {packets} packets of these flows forwarded, {} ports closed to strangers",
+        flows.len(),
+        table.closed_ports()
+    );
     let _ = write!(
         text,
         "  since the programs were loaded: {} forwarded, {} handed up",

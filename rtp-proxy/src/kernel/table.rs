@@ -34,7 +34,8 @@ pub trait Table {
     /// # Errors
     /// [`TableError`].
     fn put_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<(), TableError>;
-    /// Removes a flow; one that is not there is removed already.
+    /// Removes a flow; one that is not there is removed already. Its media address takes datagrams without a flow
+    /// again first.
     ///
     /// # Errors
     /// [`TableError::Refused`].

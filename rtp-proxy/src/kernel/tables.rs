@@ -41,6 +41,8 @@ pub struct KernelTable {
     ports: HashMap<MapData, PortKey, u32>,
     cpus: usize,
     ports_written: PortsWritten,
+    /// Media addresses that this worker has closed to everything without a flow.
+    closed: BTreeSet<PortId>,
 }
 
 impl std::fmt::Debug for KernelTable {
@@ -83,6 +85,7 @@ impl KernelTable {
             ports: typed(name::PORTS, open(name::PORTS)?)?,
             cpus,
             ports_written: Arc::clone(ports_written),
+            closed: BTreeSet::new(),
         })
     }
 
@@ -119,6 +122,11 @@ impl KernelTable {
     /// Every media address that is known.
     pub(super) fn port_keys(&self) -> Vec<PortKey> {
         self.ports.keys().filter_map(Result::ok).collect()
+    }
+
+    /// Media addresses that only known sources reach.
+    pub fn closed_ports(&self) -> usize {
+        self.ports.iter().filter_map(Result::ok).filter(|(_, value)| *value == PortKey::STRICT).count()
     }
 }
 
@@ -211,6 +219,10 @@ impl Table for KernelTable {
     }
 
     fn remove_flow(&mut self, key: &FlowKey) -> Result<(), TableError> {
+        let port = PortKey { addr: key.dst, port: key.dst_port, pad: [0; 2] };
+        if self.closed.contains(&port_id(&port)) {
+            self.put_port(&port, None)?;
+        }
         removed(self.flows.remove(key), name::FLOWS)
     }
 
@@ -250,13 +262,24 @@ impl Table for KernelTable {
     }
 
     fn put_port(&mut self, key: &PortKey, value: Option<u32>) -> Result<(), TableError> {
+        let id = port_id(key);
+        let close = value == Some(PortKey::STRICT);
+        if close && self.closed.contains(&id) {
+            return Ok(());
+        }
         match value {
             Some(value) => {
-                self.ports_written.lock().unwrap_or_else(PoisonError::into_inner).insert(port_id(key));
-                self.ports.insert(key, value, 0).map_err(refused(name::PORTS))
+                self.ports_written.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+                self.ports.insert(key, value, 0).map_err(refused(name::PORTS))?;
             }
-            None => removed(self.ports.remove(key), name::PORTS),
+            None => removed(self.ports.remove(key), name::PORTS)?,
         }
+        if close {
+            self.closed.insert(id);
+        } else {
+            self.closed.remove(&id);
+        }
+        Ok(())
     }
 
     fn now(&self) -> u64 {

@@ -6,11 +6,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
-use msm_graph::{StreamId, TrackId};
+use msm_graph::{Encap, InputRow, StreamId, TrackId};
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
@@ -29,6 +30,8 @@ struct Route {
     id: StreamId,
     stream: Weak<RefCell<Stream>>,
     track: TrackId,
+    /// Everything that it may send finds its flow in the kernel.
+    certain: bool,
 }
 
 /// An open pair.
@@ -39,6 +42,8 @@ pub(crate) struct InputPair {
     pub(crate) rtcp: Rc<AsyncFd<UdpSocket>>,
     pub(crate) receive_buffer: usize,
     routes: RefCell<Vec<Route>>,
+    /// The kernel was told to drop what strangers send to the RTP port.
+    pub(crate) closed: Cell<bool>,
     tasks: RefCell<Vec<AbortHandle>>,
     /// Drop counters of both sockets as last seen.
     overflow: [Cell<u32>; 2],
@@ -61,6 +66,7 @@ impl InputPair {
             rtp: Rc::new(udp::readable(rtp.socket)?),
             rtcp: Rc::new(udp::readable(rtcp.socket)?),
             routes: RefCell::default(),
+            closed: Cell::default(),
             tasks: RefCell::default(),
             overflow: Default::default(),
         });
@@ -98,7 +104,17 @@ impl InputPair {
     ) {
         let mut routes = self.routes.borrow_mut();
         routes.retain(|route| route.peer != peer);
-        routes.push(Route { peer, id, stream: Rc::downgrade(stream), track });
+        routes.push(Route { peer, id, stream: Rc::downgrade(stream), track, certain: false });
+    }
+
+    /// Whether everything that the source of a track may send finds its flow in the kernel. Returns whether that
+    /// holds of all who are served here: then nobody else has anything to send to the RTP port.
+    pub(crate) fn note_certain(&self, stream: StreamId, track: TrackId, certain: bool) -> bool {
+        let mut routes = self.routes.borrow_mut();
+        let found = routes.iter_mut().find(|route| route.id == stream && route.track == track);
+        let Some(route) = found else { return false };
+        route.certain = certain;
+        routes.iter().all(|route| route.certain)
     }
 
     /// Serves a camera address no longer for this track; one that has taken it over meanwhile keeps it.
@@ -107,6 +123,13 @@ impl InputPair {
         let mut routes = self.routes.borrow_mut();
         routes.retain(|route| route.peer != peer || route.id != stream || route.track != track);
         routes.is_empty()
+    }
+
+    /// Where an input's media is sent to.
+    pub(crate) fn local(&self, input: &InputRow) -> Option<SocketAddr> {
+        let Encap::Udp { local, .. } = input.encap else { return None };
+        let bound = udp::local_addr(self.rtp.as_raw_fd())?;
+        Some(SocketAddr::new(local.to_canonical(), bound.port()))
     }
 
     /// Has what the sockets lost counted.

@@ -53,6 +53,8 @@ const BACKOFF: Duration = Duration::from_secs(1);
 const DISTRUST: Duration = Duration::from_secs(10);
 /// Packets of a run before its legs may go to the kernel.
 const STEADY_PACKETS: u64 = 8;
+/// A source that is silent for so long may have begun to send in another way.
+const QUIET: Duration = Duration::from_secs(1);
 /// Batches in a row that brought what the program has not seen, although the flow is there.
 const BYPASSED: u32 = 3;
 
@@ -143,6 +145,15 @@ impl Offload {
     /// Whether nothing of this track is in the kernel, or on its way from there.
     pub(crate) fn is_idle(&self) -> bool {
         self.flow.is_none() && self.legs.iter().all(|leg| leg.place == Place::User)
+    }
+
+    /// Whether everything that the source sends finds its flow, as far as can be seen: the program sees its packets,
+    /// and has seen one lately.
+    pub(crate) fn is_certain(&self, now: Instant) -> bool {
+        let lately = |at: Instant| now.saturating_duration_since(at) < QUIET;
+        self.flow
+            .as_ref()
+            .is_some_and(|flow| flow.met && flow.bypassed == 0 && flow.arrived.is_some_and(lately))
     }
 
     /// When [`Self::step`] has something to do, if that is soon.
@@ -293,6 +304,9 @@ impl Offload {
     pub(crate) fn look(&mut self, now: Instant, kernel: &mut Kernel<'_>, media: &mut TrackInput) {
         let Some(flow) = &mut self.flow else { return };
         let Ok(stats) = kernel.table.flow_stats(flow.stats) else { return };
+        if stats.packets > 0 {
+            flow.arrived = Some(kernel.epoch.instant(stats.last_arrival));
+        }
         if media.current().is_none_or(|current| current.run != flow.run) {
             return;
         }

@@ -1,7 +1,7 @@
 //! Probe sources: they publish to the proxy at a stated load.
 
 use std::io::Write as _;
-use std::net::{TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -183,24 +183,27 @@ fn record(url: &str, number: u32, transport: Transport, node: Option<&Node>) -> 
 
 /// An even port and the next odd one, of the family that reaches the server.
 pub(super) fn udp_pair(server: &str, node: Option<&Node>) -> Result<(UdpSocket, UdpSocket)> {
-    let any = if server.starts_with('[') { "[::]" } else { "0.0.0.0" };
-    let open = || -> Result<(UdpSocket, UdpSocket)> {
-        for _ in 0..200 {
-            let first = UdpSocket::bind(format!("{any}:0"))?;
-            let port = first.local_addr()?.port();
-            if !port.is_multiple_of(2) || port == u16::MAX {
-                continue;
-            }
-            if let Ok(second) = UdpSocket::bind(format!("{any}:{}", port + 1)) {
-                return Ok((first, second));
-            }
-        }
-        bail!("no free pair of UDP ports")
-    };
+    let any: IpAddr =
+        if server.starts_with('[') { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     match node {
-        Some(node) => node.inside(open)?,
-        None => open(),
+        Some(node) => node.inside(|| udp_pair_at(any))?,
+        None => udp_pair_at(any),
     }
+}
+
+/// The same on a local address.
+pub(super) fn udp_pair_at(local: IpAddr) -> Result<(UdpSocket, UdpSocket)> {
+    for _ in 0..200 {
+        let first = UdpSocket::bind((local, 0))?;
+        let port = first.local_addr()?.port();
+        if !port.is_multiple_of(2) || port == u16::MAX {
+            continue;
+        }
+        if let Ok(second) = UdpSocket::bind((local, port + 1)) {
+            return Ok((first, second));
+        }
+    }
+    bail!("no free pair of UDP ports")
 }
 
 pub(super) fn server_port(transport: &str) -> Result<u16> {

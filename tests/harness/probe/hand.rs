@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, sendmmsg, setsockopt, sockopt};
 
-use super::camera::{server_port, udp_pair};
+use super::camera::{server_port, udp_pair, udp_pair_at};
 use super::wire::{self, Rtp};
 use crate::camera::Transport;
 use crate::rtsp::{Answer, Connection, authority, take_answer, take_frame};
@@ -42,7 +42,12 @@ enum Way {
 impl Publisher {
     /// Announces, sets up every track of the SDP and records.
     pub fn record(url: &str, sdp: &str, transport: Transport) -> Result<Self> {
-        let mut connection = Connection::open(url, None)?;
+        Self::record_from(url, sdp, transport, None)
+    }
+
+    /// The same from a local address.
+    pub fn record_from(url: &str, sdp: &str, transport: Transport, local: Option<IpAddr>) -> Result<Self> {
+        let mut connection = Connection::open_from(url, local)?;
         connection.request("ANNOUNCE", url, &[("Content-Type", "application/sdp")], sdp)?.ok()?;
         let mut tracks = Vec::new();
         for control in controls(sdp) {
@@ -55,7 +60,10 @@ impl Publisher {
                 tracks.push(Way::Tcp { channel });
                 continue;
             }
-            let (rtp, rtcp) = udp_pair(&authority(url)?, None)?;
+            let (rtp, rtcp) = match local {
+                Some(local) => udp_pair_at(local)?,
+                None => udp_pair(&authority(url)?, None)?,
+            };
             let port = rtp.local_addr()?.port();
             let offer = format!("RTP/AVP;unicast;client_port={port}-{};mode=record", port + 1);
             let answer = connection.request("SETUP", &track, &[("Transport", &offer)], "")?.ok()?;

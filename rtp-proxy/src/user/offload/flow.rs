@@ -44,6 +44,8 @@ pub(super) struct Flow {
     pub(super) bypassed: u32,
     /// Everything that came before this moment has been read.
     pub(super) emptied_at: Option<Instant>,
+    /// When the program saw a packet last, as of the last look.
+    pub(super) arrived: Option<Instant>,
 }
 
 impl Offload {
@@ -83,6 +85,7 @@ impl Offload {
             met: false,
             bypassed: 0,
             emptied_at: None,
+            arrived: None,
         });
         kernel.table.put_flow_stats(stats, &start)?;
         Ok(())

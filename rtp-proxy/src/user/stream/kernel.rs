@@ -4,11 +4,10 @@
 //! looked at, and where counters go.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use msm_fastpath::DropReason;
-use msm_graph::{Encap, LegId};
+use msm_fastpath::{DropReason, PortKey};
+use msm_graph::LegId;
 use msm_media::{Part, TrackInput};
 
 use super::{Entry, GateState, Input, Stream, Track};
@@ -134,6 +133,17 @@ impl Stream {
             offload.look(now, &mut hands, media);
             offload.reconcile(now, &mut hands, media, source, candidates);
             due |= offload.due().is_some();
+            if let Some(Input { row, entry: Entry::Udp { pair, .. }, .. }) = &track.input {
+                // Strangers are dropped before they cost more than a look; whatever may change lets them in first.
+                let close = pair.note_certain(self.id, row.track, offload.is_certain(now));
+                let value = close.then_some(PortKey::STRICT);
+                if (pair.closed.replace(close) || close)
+                    && let Some(local) = pair.local(row).filter(|local| !local.ip().is_unspecified())
+                    && let Err(error) = hands.table.put_port(&PortKey::new(local), value)
+                {
+                    tracing::debug!(event = "kernel.port", %local, close, %error);
+                }
+            }
             for out in &mut track.legs {
                 take_sent(offload, out);
                 let (packets, bytes) = count(offload, out, &hands);
@@ -421,10 +431,7 @@ fn count(offload: &mut Offload, out: &mut LegOut, kernel: &Kernel<'_>) -> (u64, 
 /// Our end of an input over UDP, with the peer as far as it is known.
 fn ends_of(input: Option<&Input>) -> Option<(SocketAddr, SocketAddr)> {
     let Input { row, entry: Entry::Udp { pair, lock, peer, .. }, .. } = input? else { return None };
-    let Encap::Udp { local, .. } = row.encap else { return None };
-    let bound = udp::local_addr(pair.rtp.as_raw_fd())?;
-    let local = SocketAddr::new(local.to_canonical(), bound.port());
-    Some((SocketAddr::new(*peer, lock.port().unwrap_or(0)), local))
+    Some((SocketAddr::new(*peer, lock.port().unwrap_or(0)), pair.local(row)?))
 }
 
 fn ingress_of(input: Option<&Input>) -> Option<Want> {

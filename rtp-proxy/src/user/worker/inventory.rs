@@ -19,7 +19,7 @@ use super::{Commands, PlayerPeer, Shared};
 use crate::user::input_pair::{InputPair, PairId};
 use crate::user::leg::Drops;
 use crate::user::stream::inventory::{StreamInventory, Surroundings};
-use crate::user::stream::{Entry, Stream};
+use crate::user::stream::{Entry, Input, Stream};
 use crate::user::tcp::inventory::{ConnInventory, RestoredBinding};
 use crate::user::tcp::{ConnParts, ConnWay, GuestQueue, Guests, run_on_worker, settle_guests};
 use crate::user::udp::{self, Bound};
@@ -223,7 +223,8 @@ impl Shared {
             let id = stream.id;
             let cell = Rc::new(RefCell::new(stream));
             for track in &cell.borrow().tracks {
-                if let Some(Entry::Udp { pair, peer, .. }) = track.input.as_ref().map(|input| &input.entry) {
+                if let Some(input @ Input { entry: Entry::Udp { pair, peer, .. }, .. }) = &track.input {
+                    self.let_in(&input.row, pair);
                     pair.add_route_of(*peer, id, &cell, track.row.track);
                 }
             }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use msm_fastpath::{FlowKey, Gate};
-use msm_graph::StreamId;
+use msm_fastpath::{FlowKey, Gate, PortKey};
+use msm_graph::{InputRow, StreamId};
 use msm_runtime::telemetry::LineLimiter;
 
 use super::Shared;
@@ -14,6 +14,7 @@ use crate::kernel::hop::{Rung, UserReason, Want, Way};
 use crate::kernel::share::Share;
 use crate::kernel::table::Table as _;
 use crate::kernel::ways::{Inbox, Note};
+use crate::user::input_pair::InputPair;
 use crate::user::offload::{Epoch, GRACE, Kernel};
 
 /// Lines about legs of one stream that change their rung, per [`LINE_INTERVAL`].
@@ -105,6 +106,15 @@ impl Shared {
     /// The kernel path, or why this worker has none.
     pub(crate) fn kernel(&self) -> &Result<RefCell<KernelEnd>, UserReason> {
         &self.kernel
+    }
+
+    /// Somebody whom the kernel does not know yet will send to the port of an input.
+    pub(super) fn let_in(&self, input: &InputRow, pair: &InputPair) {
+        if let (Ok(kernel), Some(local)) = (&self.kernel, pair.local(input))
+            && let Err(error) = kernel.borrow_mut().share.table.put_port(&PortKey::new(local), None)
+        {
+            tracing::warn!(event = "kernel.port", %local, %error, "a port may stay closed to new sources");
+        }
     }
 
     /// A stream has something to do in a moment.

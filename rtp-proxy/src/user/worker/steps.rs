@@ -130,6 +130,7 @@ impl Shared {
             self.pairs.borrow_mut().insert(id, pair);
         }
         let pair = self.pairs.borrow().get(&id).cloned().ok_or(io::ErrorKind::NotFound)?;
+        self.let_in(input, &pair);
         pair.add_route(peer, cell, input.track);
         let payload_types = {
             let mut stream = cell.borrow_mut();
