@@ -23,7 +23,8 @@ pub(crate) fn write(outcomes: &BTreeMap<Cell, Outcome>) -> Result<String> {
          bit (Opus: SHA-1 of every compressed frame, because an Opus decoder's state depends on where it started, and \
          decoded samples that are not silent). What precedes the first key frame, and a decoder's start-up in sound, \
          may differ; nothing after it. A cell that failed while its player did not read in time on a busy machine (its \
-         own socket overflowed, or whole frames were shed for it) is played once more, alone.\n"
+         own socket overflowed, or whole frames were shed for it), or because VLC's reports there name other times than its \
+         packets (mpv steps its clock then), is played once more, alone.\n"
     )?;
     writeln!(
         text,

@@ -17,6 +17,7 @@ use crate::rtcp::sr::write_sr;
 use crate::rtcp::{Compound, CompoundPolicy, Packet};
 
 pub mod inventory;
+pub mod start;
 
 /// How a leg behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

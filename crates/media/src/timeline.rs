@@ -92,7 +92,7 @@ pub struct Timeline {
 
 impl Timeline {
     /// Wall clock of the source at a timestamp, in microseconds, of any epoch.
-    fn wall(&self, ts: u32) -> Option<i64> {
+    pub(crate) fn wall(&self, ts: u32) -> Option<i64> {
         // A source without a wall clock says 0 (RFC 3550 section 6.4.1).
         let report = self.report.filter(|report| report.ntp.0 != 0)?;
         let ticks = i64::from(ts.wrapping_sub(report.rtp.0) as i32);
@@ -154,7 +154,7 @@ fn micros_of(ticks: i64, clock: ClockRate) -> i64 {
     ((i128::from(ticks) * 1_000_000 + hz / 2).div_euclid(hz)) as i64
 }
 
-fn ticks_of(micros: i64, clock: ClockRate) -> i64 {
+pub(crate) fn ticks_of(micros: i64, clock: ClockRate) -> i64 {
     ((i128::from(micros) * i128::from(clock.hz()) + 500_000).div_euclid(1_000_000)) as i64
 }
 

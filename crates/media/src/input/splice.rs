@@ -68,6 +68,12 @@ impl TrackInput {
         Some(Timeline { line: self.joint.line?, report: self.down.as_ref().map(|down| down.info) })
     }
 
+    /// Wall clock of the source at a timestamp of the current run, in microseconds of any epoch, by its last
+    /// sender report; `None` without one, or if it says that it has no wall clock.
+    pub fn wall(&self, ts: u32) -> Option<i64> {
+        self.timeline()?.wall(ts)
+    }
+
     /// Whether a run has begun a moment ago that continues another: what is learned of it still counts.
     pub fn is_joining(&self, now: Instant) -> bool {
         let since = self.joint.splice.and_then(|splice| splice.since);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use msm_graph::{LegId, LegStart};
+use msm_media::leg::start::{Moment, align};
 use tokio::sync::oneshot;
 
 use super::{Entry, Input, Stream};
@@ -118,10 +119,23 @@ impl Stream {
             }
             if arming.started.len() >= tracks || now >= arming.deadline {
                 arming.started.sort_by_key(|start| start.track);
+                self.align(arming.leg, &mut arming.started);
                 let _ = arming.answer.send(arming.started);
             } else {
                 self.arming.push(arming);
             }
+        }
+    }
+
+    /// RTSP-31: RTP times of one moment, where the source's reports tell it of every track.
+    fn align(&mut self, leg: LegId, started: &mut [LegStart]) {
+        let moment = |start: &LegStart| {
+            let (input, _, out) = self.outs(leg).find(|(_, track, _)| *track == start.track)?;
+            out.media.moment(input)
+        };
+        let moments: Option<Vec<Moment>> = started.iter().map(moment).collect();
+        for (start, rtptime) in started.iter_mut().zip(align(&moments.unwrap_or_default())) {
+            start.rtptime = rtptime;
         }
     }
 
