@@ -8,6 +8,7 @@ use msm_fastpath::{
     RTP_FIXED_LEN, RtpFixed, decide_flow, is_of_track,
 };
 
+use crate::ahead;
 use crate::copies::send;
 use crate::counters::{count, count_drop};
 use crate::event::{now, tell};
@@ -32,25 +33,28 @@ pub(crate) fn forward(skb: Skb, packet: &mut Packet) -> i32 {
     if packet.entry.mode == GroupMode::ToUser as u8 {
         return hand_up();
     }
+    // Before the memory is asked for: reading the clock waits for all that is on its way.
+    let at = now();
+    ahead::ask(&packet.entry);
     let Some(stats) = FLOW_STATS.get_ptr_mut(packet.entry.stats) else { return hand_up() };
     // SAFETY: a value of an array map lives as long as the map; races with other CPUs lose single counts,
     // which is stated at the type.
     let stats = unsafe { &mut *stats };
     match decide_flow(packet.first_header().as_ref(), &packet.entry) {
         Course::Forward => {}
-        Course::ToUser => return hand_up_limited(stats, packet, None),
-        Course::Strange(reason) => return hand_up_limited(stats, packet, Some(reason)),
+        Course::ToUser => return hand_up_limited(stats, packet, at, None),
+        Course::Strange(reason) => return hand_up_limited(stats, packet, at, Some(reason)),
     }
     let Some(segments) = Segments::new(packet.payload_len, packet.gso_size) else {
-        return hand_up_limited(stats, packet, Some(DropReason::RateLimit));
+        return hand_up_limited(stats, packet, at, Some(DropReason::RateLimit));
     };
     packet.segments = segments;
     packet.progress = Progress::of(stats);
-    packet.arrival = Arrival::new(now(), packet.entry.clock_rate);
+    packet.arrival = Arrival::new(at, packet.entry.clock_rate);
     packet.is_rtp = is_rtp(&packet.entry, &packet.rtp());
     packet.number = number(packet);
     if packet.is_rtp && !continues(skb, packet) {
-        return hand_up_limited(stats, packet, Some(DropReason::RateLimit));
+        return hand_up_limited(stats, packet, at, Some(DropReason::RateLimit));
     }
     packet.progress.store(stats, &packet.segments, &packet.arrival);
     if packet.progress.skipped >= BURST_LOSS {
@@ -138,8 +142,8 @@ fn drop_as(reason: DropReason) -> i32 {
 
 /// To the worker's socket, within the flow's rate. `strange`: why it does not continue the run, if it should.
 #[inline(always)]
-fn hand_up_limited(stats: &mut FlowStats, packet: &Packet, strange: Option<DropReason>) -> i32 {
-    let given = stats.hand_up(now());
+fn hand_up_limited(stats: &mut FlowStats, packet: &Packet, at: u64, strange: Option<DropReason>) -> i32 {
+    let given = stats.hand_up(at);
     if !given.granted {
         if given.first {
             tell(EventKind::RateLimited, packet.entry.stats, 0, packet.rtp().ssrc(), packet.rtp().seq());

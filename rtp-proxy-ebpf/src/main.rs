@@ -5,6 +5,8 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod ahead;
+#[cfg(target_arch = "bpf")]
 mod checksum;
 #[cfg(target_arch = "bpf")]
 mod copies;

@@ -215,7 +215,7 @@ impl Held {
         let full = |why| anyhow::anyhow!("{why}");
         let index = self.share.slots.take_flow(TENANT, now).map_err(full)?;
         let range = self.share.slots.take_slots(TENANT, 1, now).map_err(full)?;
-        let id = self.share.slots.take_id(TENANT, now).map_err(full)?;
+        let id = self.share.slots.take_id(TENANT, range.first, now).map_err(full)?;
         let key = flow_key(port, ingress.ifindex);
         let table = &mut self.share.table;
         table.put_flow_stats(index, &FlowStats::ZERO)?;

@@ -13,7 +13,7 @@ use msm_fastpath::{
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::frame::rtp;
-use crate::scene::{Addresses, Scene, copy, packet, receive};
+use crate::scene::{Addresses, Scene, copy, packet, receive, up};
 use crate::{PAYLOAD_TYPE, SSRC, entry};
 
 /// The host's socket that waits behind the program: the worker's.
@@ -225,6 +225,7 @@ fn a_viewer_interface_that_vanishes_hurts_nobody_else() -> Result<()> {
         scene.host.ip(&["link", "add", "gone0", "type", "veth", "peer", "name", "gone1"])?;
         scene.host.ip(&["link", "set", "gone0", "up"])?;
         scene.host.ip(&["link", "set", "gone1", "up"])?;
+        up(&scene.host, "gone0")?;
         let gone = scene.host.inside(|| nix::net::if_::if_nametoindex("gone0"))??;
         let mut legs = scene.legs(&addresses, 2);
         let ghost = LegEntry { ifindex: gone, id: 3_000, flags, ..scene.leg(&addresses, 2) };

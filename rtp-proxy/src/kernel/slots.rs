@@ -114,7 +114,7 @@ type Tenants = HashMap<String, Held, BuildHasherDefault<std::hash::DefaultHasher
 pub struct Slots {
     /// Free ranges by order; each starts at a multiple of its size.
     ranges: [BTreeSet<u32>; ORDERS],
-    free_ids: Vec<u32>,
+    free_ids: BTreeSet<u32>,
     free_flows: Vec<u32>,
     resting_ranges: Resting<SlotRange>,
     resting_ids: Resting<u32>,
@@ -130,7 +130,7 @@ impl Slots {
             |range: &Range<u32>| ((range.len() as f64 * quota.part).ceil() as u32).max(quota.floor).max(1);
         let mut slots = Self {
             ranges: std::array::from_fn(|_| BTreeSet::new()),
-            free_ids: extent.ids.clone().rev().collect(),
+            free_ids: extent.ids.clone().collect(),
             free_flows: extent.flows.clone().rev().collect(),
             resting_ranges: Resting { items: VecDeque::new() },
             resting_ids: Resting { items: VecDeque::new() },
@@ -181,19 +181,22 @@ impl Slots {
         Ok(SlotRange { first, len: capacity })
     }
 
-    /// The id of a leg.
+    /// The id of a leg that sits in `slot` first: that number, if it is free. The programs ask for the memory of gate
+    /// and counters there before they have read the leg; with another id all is the same, and slower when cold.
     ///
     /// # Errors
     /// As [`Slots::take_flow`].
-    pub fn take_id(&mut self, tenant: &str, now: Instant) -> Result<u32, UserReason> {
+    pub fn take_id(&mut self, tenant: &str, slot: u32, now: Instant) -> Result<u32, UserReason> {
         while let Some(id) = self.resting_ids.rested(now) {
-            self.free_ids.push(id);
+            self.free_ids.insert(id);
         }
         let held = self.tenants.get(tenant).copied().unwrap_or_default();
         if held.ids >= self.most.ids {
             return Err(share_used(tenant, self.most.ids, "legs"));
         }
-        let id = self.free_ids.pop().ok_or_else(|| full("legs"))?;
+        // Else the highest: slots are given out from the lowest on, so it is wanted last.
+        let id =
+            self.free_ids.take(&slot).or_else(|| self.free_ids.pop_last()).ok_or_else(|| full("legs"))?;
         self.held(tenant).ids += 1;
         Ok(id)
     }

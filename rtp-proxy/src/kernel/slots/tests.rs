@@ -49,14 +49,26 @@ fn ranges_do_not_overlap_and_come_back_whole() {
 fn nothing_is_reused_before_its_rest() {
     let now = Instant::now();
     let mut slots = slots(1, 1);
-    let (flow, id) = (slots.take_flow("a", now).unwrap(), slots.take_id("a", now).unwrap());
+    let (flow, id) = (slots.take_flow("a", now).unwrap(), slots.take_id("a", 0, now).unwrap());
     slots.give_flow("a", flow, now);
     slots.give_id("a", id, now);
     let soon = now + QUARANTINE.saturating_sub(Duration::from_nanos(1));
     assert!(slots.take_flow("b", soon).is_err());
-    assert!(slots.take_id("b", soon).is_err());
+    assert!(slots.take_id("b", 0, soon).is_err());
     assert_eq!(slots.take_flow("b", later(now)), Ok(flow));
-    assert_eq!(slots.take_id("b", later(now)), Ok(id));
+    assert_eq!(slots.take_id("b", 0, later(now)), Ok(id));
+}
+
+#[test]
+fn a_leg_has_the_number_of_its_slot_while_that_is_free() {
+    let now = Instant::now();
+    let mut slots = slots(8, 1);
+    assert_eq!(slots.take_id("a", 5, now), Ok(5));
+    assert_eq!(slots.take_id("a", 5, now), Ok(7), "else one that is wanted late");
+    assert_eq!(slots.take_id("a", 1_000, now), Ok(6), "a slot of another share");
+    slots.give_id("a", 5, now);
+    assert_eq!(slots.take_id("a", 5, now), Ok(4), "it rests");
+    assert_eq!(slots.take_id("a", 5, later(now)), Ok(5));
 }
 
 #[test]
@@ -64,9 +76,9 @@ fn one_tenant_gets_its_part_and_others_the_rest() {
     let now = Instant::now();
     let mut slots = Slots::new(&Extent::part(64, 8, 0, 1), Quota { part: 0.25, floor: 0 });
     for _ in 0..16 {
-        slots.take_id("greedy", now).unwrap();
+        slots.take_id("greedy", 0, now).unwrap();
     }
-    let refused = slots.take_id("greedy", now).unwrap_err();
+    let refused = slots.take_id("greedy", 0, now).unwrap_err();
     assert_eq!(refused.to_string(), "the kernel's tables have no room: greedy has its share of 16 legs");
     assert!(slots.take_slots("greedy", 16, now).is_ok());
     assert!(slots.take_slots("greedy", 1, now).is_err());
@@ -74,7 +86,7 @@ fn one_tenant_gets_its_part_and_others_the_rest() {
     assert!(slots.take_flow("greedy", now).is_err());
     for other in ["b", "c", "d"] {
         assert!(slots.take_slots(other, 16, now).is_ok(), "{other}");
-        assert!(slots.take_flow(other, now).is_ok() && slots.take_id(other, now).is_ok(), "{other}");
+        assert!(slots.take_flow(other, now).is_ok() && slots.take_id(other, 0, now).is_ok(), "{other}");
     }
     assert_eq!(slots.legs_held(), 19);
 }
@@ -107,7 +119,7 @@ fn what_an_earlier_process_uses_is_given_to_nobody_until_it_comes_back() {
         seen.insert(range.first);
     }
     assert_eq!(seen, (0..4).chain(8..16).collect());
-    let ids: BTreeSet<u32> = std::iter::from_fn(|| slots.take_id("a", now).ok()).collect();
+    let ids: BTreeSet<u32> = std::iter::from_fn(|| slots.take_id("a", 0, now).ok()).collect();
     assert_eq!(ids, (0..5).chain(7..16).collect());
     let flows: BTreeSet<u32> = std::iter::from_fn(|| slots.take_flow("a", now).ok()).collect();
     assert_eq!(flows, BTreeSet::from([0, 2, 3]));

@@ -71,7 +71,8 @@ impl Seats {
             if self.all.len() >= usize::from(self.range.len) {
                 self.grow(tenant, slots, table, now)?;
             }
-            let id = slots.take_id(tenant, now).map_err(NoSeat::Full)?;
+            let slot = self.range.first + self.all.len() as u32;
+            let id = slots.take_id(tenant, slot, now).map_err(NoSeat::Full)?;
             self.all.push(Seat { id, holder: None, free_since: now, entry: None });
             self.all.len() - 1
         };
