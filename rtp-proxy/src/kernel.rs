@@ -15,6 +15,7 @@ pub mod hop;
 mod hops;
 pub mod ladder;
 pub mod load;
+mod names;
 mod net;
 mod netlink;
 mod object;

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use msm_fastpath::{Event, EventKind};
+use tracing::field::display;
 use tracing::{debug, info, warn};
 use zerocopy::FromBytes as _;
 
 use super::load::{Kernel, LoadError};
+use super::names::{FlowName, Names};
 use super::tables::name;
 
 /// Lines per kind and [`PERIOD`].
@@ -68,9 +70,9 @@ struct Rate {
 }
 
 /// What becomes of events.
-#[derive(Default)]
 pub(super) struct Events {
     rates: HashMap<u8, Rate>,
+    names: Names,
 }
 
 /// Stable name of a kind's log line.
@@ -86,6 +88,10 @@ pub(super) fn log_name(kind: EventKind) -> &'static str {
 }
 
 impl Events {
+    pub(super) fn new(names: Names) -> Self {
+        Self { rates: HashMap::new(), names }
+    }
+
     /// Whether a line may be written now, with the number of those that were not since the last one.
     fn line(&mut self, kind: u8, now: Instant) -> Option<u64> {
         let rate = self.rates.entry(kind).or_default();
@@ -105,27 +111,65 @@ impl Events {
     pub(super) fn handle(&mut self, event: &Event, now: Instant) {
         let Some(kind) = EventKind::from_u8(event.kind) else { return };
         let Some(suppressed) = self.line(event.kind, now) else { return };
-        let (flow, leg, seq) = (event.flow, event.leg, event.seq);
+        let (seq, name) = (event.seq, log_name(kind));
         let ssrc = format_args!("{:08x}", event.ssrc);
-        let name = log_name(kind);
+        // What an earlier process left has no name yet.
+        let (flow, stream, source) = match self.names.flow(event.flow) {
+            Some(FlowName { stream, source }) => (None, Some(stream), Some(display(source))),
+            None => (Some(event.flow), None, None),
+        };
+        let known = self.names.leg(event.leg);
+        let (leg, peer) = (known.is_none().then_some(event.leg), known.map(display));
         match kind {
             EventKind::Started => {
-                debug!(event = name, flow, leg, seq, suppressed, "the kernel carries the leg");
+                debug!(
+                    event = name,
+                    name = stream,
+                    flow,
+                    peer,
+                    leg,
+                    seq,
+                    suppressed,
+                    "the kernel carries the leg"
+                );
             }
             EventKind::Stopped => {
-                debug!(event = name, flow, leg, seq, suppressed, "the kernel let the leg go");
+                debug!(
+                    event = name,
+                    name = stream,
+                    flow,
+                    peer,
+                    leg,
+                    seq,
+                    suppressed,
+                    "the kernel let the leg go"
+                );
             }
             EventKind::NewSsrc => {
-                info!(event = name, flow, %ssrc, seq, suppressed, "an SSRC that is not admitted");
+                info!(event = name, name = stream, flow, source, %ssrc, seq, suppressed, "an SSRC that is not admitted");
             }
             EventKind::NoRtp => {
-                debug!(event = name, flow, suppressed, "something that is no RTP on an RTP flow");
+                debug!(
+                    event = name,
+                    name = stream,
+                    flow,
+                    source,
+                    suppressed,
+                    "something that is no RTP on an RTP flow"
+                );
             }
             EventKind::BurstLoss => {
-                warn!(event = name, flow, %ssrc, seq, suppressed, "many packets in a row are missing on arrival");
+                warn!(event = name, name = stream, flow, source, %ssrc, seq, suppressed, "many packets in a row are missing on arrival");
             }
             EventKind::RateLimited => {
-                warn!(event = name, flow, suppressed, "more strange packets than a source sends: dropped");
+                warn!(
+                    event = name,
+                    name = stream,
+                    flow,
+                    source,
+                    suppressed,
+                    "more strange packets than a source sends: dropped"
+                );
             }
         }
     }
@@ -137,7 +181,7 @@ mod tests {
 
     #[test]
     fn lines_of_one_kind_are_limited_and_the_suppressed_ones_counted() {
-        let mut events = Events::default();
+        let mut events = Events::new(Names::default());
         let start = Instant::now();
         for _ in 0..LINES {
             assert_eq!(events.line(3, start), Some(0));

@@ -23,6 +23,7 @@ use super::hop::{Rung, UserReason};
 use super::hops::{Hops, Outside, REFRESH};
 use super::ladder::{Ladder, Pinning, tc_handle};
 use super::load::{Capacity, Kernel};
+use super::names::Names;
 use super::net::{Link, Neighbour, NeighbourKey, Route, neighbour};
 use super::netlink::{Notice, Notices, Requests, SETTLE};
 use super::pins::{self, Lock};
@@ -150,7 +151,7 @@ impl Prepared {
         // What runs beside us may have pinned its maps since.
         let Self { held, kernel } = if self.held.is_outdated() { Self::new(settings)? } else { self };
         let refused = |error: &dyn std::fmt::Display| UserReason::Refused(error.to_string());
-        let ports_written = PortsWritten::default();
+        let (ports_written, names) = (PortsWritten::default(), Names::default());
         let table = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
         let left = Left::read(&table).map_err(|error| refused(&error))?;
         let (legs, flows) = table.capacity();
@@ -160,6 +161,7 @@ impl Prepared {
         let mut shares = Vec::with_capacity(workers);
         for (extent, (ways, inbox)) in extents.iter().zip(ends) {
             let table = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
+            let table = table.with_names(&names);
             let mut slots = Slots::new(extent, settings.quota);
             left.reserve(&mut slots);
             shares.push((Share::new(table, slots, ways).with_left(left.clone()), inbox));
@@ -192,6 +194,7 @@ impl Prepared {
             batcher: Batcher::new(looked_at, settings.batching),
             lock: held.lock,
             instance: held.instance,
+            names,
         };
         let (started, is_started) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -259,6 +262,7 @@ struct Start {
     batcher: Batcher,
     lock: Option<Lock>,
     instance: String,
+    names: Names,
 }
 
 /// Lets tokio watch the notices.
@@ -374,7 +378,7 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
         hops: start.hops,
         grace: start.grace,
         batcher,
-        events: Events::default(),
+        events: Events::new(start.names),
         settle_at: None,
         refresh_at: Instant::now() + REFRESH,
         lock: start.lock,

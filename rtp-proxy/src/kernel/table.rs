@@ -5,6 +5,8 @@
 //! that moves a leg between worker and kernel ([`crate::user::offload`]) is tested on virtual packets
 //! against a model of the programs.
 
+use std::net::SocketAddr;
+
 use msm_fastpath::{FlowEntry, FlowKey, FlowStats, GateEntry, LegEntry, LegStats, PortKey};
 
 /// Why a map operation failed.
@@ -82,6 +84,10 @@ pub trait Table {
     /// # Errors
     /// [`TableError`].
     fn put_port(&mut self, key: &PortKey, value: Option<u32>) -> Result<(), TableError>;
+    /// Says whose a flow's index is, for the lines of the log.
+    fn name_flow(&mut self, _index: u32, _stream: &str, _source: SocketAddr) {}
+    /// Says whose a leg's id is.
+    fn name_leg(&mut self, _id: u32, _viewer: SocketAddr) {}
     /// ns of CLOCK_MONOTONIC, the clock of [`FlowStats::last_arrival`].
     fn now(&self) -> u64;
 }

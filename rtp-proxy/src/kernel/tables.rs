@@ -1,6 +1,7 @@
 //! The kernel's maps as one worker writes and reads them: [`Table`] on file descriptors of its own.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,6 +11,7 @@ use msm_fastpath::progress::Pace;
 use msm_fastpath::{FlowEntry, FlowKey, FlowStats, GateEntry, LegEntry, LegStats, PortKey};
 
 use super::load::{Kernel, LoadError};
+use super::names::Names;
 use super::pins::Pins;
 use super::table::{Table, TableError};
 
@@ -43,6 +45,7 @@ pub struct KernelTable {
     ports_written: PortsWritten,
     /// Media addresses that this worker has closed to everything without a flow.
     closed: BTreeSet<PortId>,
+    names: Names,
 }
 
 impl std::fmt::Debug for KernelTable {
@@ -86,7 +89,13 @@ impl KernelTable {
             cpus,
             ports_written: Arc::clone(ports_written),
             closed: BTreeSet::new(),
+            names: Names::default(),
         })
+    }
+
+    /// Names what it writes there.
+    pub(super) fn with_names(self, names: &Names) -> Self {
+        Self { names: names.clone(), ..self }
     }
 
     /// Number of legs and of flows that the maps hold.
@@ -280,6 +289,14 @@ impl Table for KernelTable {
             self.closed.remove(&id);
         }
         Ok(())
+    }
+
+    fn name_flow(&mut self, index: u32, stream: &str, source: SocketAddr) {
+        self.names.put_flow(index, stream, source);
+    }
+
+    fn name_leg(&mut self, id: u32, viewer: SocketAddr) {
+        self.names.put_leg(id, viewer);
     }
 
     fn now(&self) -> u64 {

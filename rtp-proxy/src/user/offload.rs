@@ -284,6 +284,7 @@ impl Offload {
             let id = flow.seats.id(seat).unwrap_or_default();
             let from = (flow.source.peer, flow.source.local);
             let ingress = flow.source.ingress.ifindex;
+            let plan_dst = plan.dst;
             let entry = wire::leg_entry(from, (plan.src, plan.dst), (&plan.hop, ingress), plan.edit, id);
             if leg.seat.is_none() {
                 leg.counted = NOTHING;
@@ -291,6 +292,7 @@ impl Offload {
             leg.seat = Some(seat);
             leg.written = Some(plan);
             leg.ready_at = now + GRACE;
+            kernel.table.name_leg(id, plan_dst);
             flow.seats.write(seat, entry, kernel.table)?;
         }
         if let Some(reason) = full {

@@ -66,6 +66,7 @@ impl Offload {
                 return Err(NoSeat::Full(reason));
             }
         };
+        kernel.table.name_flow(stats, &self.tenant, source.peer);
         let admission = Admission::only_ssrc(standing.payload_types, standing.ssrc);
         let entry = FlowEntry::new(FlowKind::Rtp, admission, stats, source.clock_rate);
         media.begin_elsewhere();
