@@ -263,6 +263,12 @@ fn stream_sample(status: &StreamStatus, data: Option<&StreamStats>) -> StreamSam
             }
         }
     }
+    for reason in data.legs.iter().filter_map(|leg| leg.rung_reason.as_ref()).map(UserReason::as_str) {
+        match sample.user_legs.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, legs)) => *legs += 1,
+            None => sample.user_legs.push((reason, 1)),
+        }
+    }
     sample.round_trip = data.legs.iter().filter_map(|leg| leg.rtt).max();
     sample.sent = RtpTotals {
         packets: data.out_packets,

@@ -90,6 +90,8 @@ pub struct StreamSample {
     pub round_trip: Option<Duration>,
     /// Legs that are attached, by the rung that carries them ([`RUNGS`]) and by kind (`udp`, `tcp`).
     pub legs: Vec<(&'static str, &'static str, u64)>,
+    /// Those of them that a worker carries, by why, from a closed set.
+    pub user_legs: Vec<(&'static str, u64)>,
 }
 
 /// Everything measured about the process at one moment.
@@ -126,6 +128,7 @@ pub struct Metrics {
     streams: Family<StateLabels, Level>,
     stream_info: Family<StreamInfoLabels, Level>,
     legs: Family<LegLabels, Level>,
+    user_legs: Family<ReasonLabels, Level>,
     packets: Family<FlowLabels, Count>,
     bytes: Family<FlowLabels, Count>,
     lost: Family<FlowLabels, Count>,
@@ -173,6 +176,7 @@ impl Metrics {
             // An OpenMetrics info metric has labels that never change; a stream's codec may.
             stream_info: register!(Family::default(), "stream_info", "Tracks of each stream"),
             legs: register!(Family::default(), "legs", "Legs by the rung that carries them"),
+            user_legs: register!(Family::default(), "user_legs", "Legs that workers carry, by why"),
             packets: register!(Family::default(), "rtp_packets", "RTP packets"),
             bytes: register!(Family::default(), "rtp_bytes", "RTP bytes"),
             lost: register!(Family::default(), "rtp_lost_packets", "RTP packets missing on arrival"),
@@ -255,6 +259,7 @@ impl Metrics {
             family.clear();
         }
         self.jitter.clear();
+        self.user_legs.clear();
         self.stream_info.clear();
         self.round_trip.clear();
         self.receivers.clear();
@@ -323,6 +328,9 @@ impl Metrics {
         for (rung, kind, legs) in &sample.legs {
             receivers.inc_by(*legs as f64);
             self.legs.get_or_create(&LegLabels { rung, kind }).inc_by(*legs as f64);
+        }
+        for (reason, legs) in &sample.user_legs {
+            self.user_legs.get_or_create(&ReasonLabels { reason }).inc_by(*legs as f64);
         }
     }
 }

@@ -16,6 +16,7 @@ fn stream(name: &str, legs: u64) -> StreamSample {
         sent: RtpTotals { packets: 10 * legs, bytes: 12_000 * legs, ..RtpTotals::default() },
         round_trip: Some(Duration::from_millis(12)),
         legs: vec![("user", "udp", legs), ("user", "tcp", 0)],
+        user_legs: vec![("transport", legs)],
     }
 }
 
