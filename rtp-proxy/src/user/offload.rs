@@ -245,7 +245,7 @@ impl Offload {
         }
         let Some(standing) = media.standing().filter(|_| media.is_steady()) else { return Ok(()) };
         let seated = |leg: &Leg| leg.seat.is_some() && leg.written.as_ref() == leg.plan.as_ref().ok();
-        let rested = |leg: &Leg| leg.seat.is_none() || now >= leg.ready_at;
+        let rested = |leg: &Leg| leg.stop.is_none() && (leg.seat.is_none() || now >= leg.ready_at);
         let Self { legs, .. } = self;
         if standing.packets < STEADY_PACKETS
             || !legs

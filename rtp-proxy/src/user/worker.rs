@@ -23,6 +23,7 @@ use crate::kernel::ways::Inbox;
 use super::input_pair::{InputPair, PairId};
 use super::io_buffers::IoBuffers;
 use super::leg::{Drops, LegOut, Way};
+use super::offload::GRACE;
 use super::stream::Stream;
 use super::tcp::{ConnSlot, Pushed, run_on_worker};
 use super::udp;
@@ -390,10 +391,15 @@ impl Shared {
         match command {
             Command::Apply { steps, answer } => {
                 let result = steps.into_iter().try_for_each(|step| self.apply(step));
+                let stopping = self.take_stopping();
                 // Tasks that were ended close their sockets at their next turn, which comes before this one:
                 // when the answer is there, ports that were given up can be opened again.
                 tokio::task::spawn_local(async move {
                     tokio::task::yield_now().await;
+                    if stopping {
+                        // A viewer that is told that it is paused gets nothing more.
+                        tokio::time::sleep(GRACE).await;
+                    }
                     let _ = answer.send(result);
                 });
             }

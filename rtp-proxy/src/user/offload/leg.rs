@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use msm_fastpath::LegStats;
+use msm_fastpath::{Gate, LegStats};
 use msm_graph::LegId;
 use msm_media::Part;
 use msm_media::project::Head;
+use msm_media::seq::extend;
 
 use super::flow::Flow;
-use super::{Kernel, Plan};
+use super::{GRACE, Kernel, Plan, wire};
 use crate::kernel::hop::{Rung, UserReason};
 
 pub(super) const NOTHING: LegStats = LegStats { packets: 0, bytes: 0, dropped: 0 };
@@ -26,6 +27,19 @@ pub(super) enum Place {
     Draining { stop: Option<u64> },
     /// The worker up to one number, the kernel up to another, then the worker again.
     Between { until: u64, stop: u64 },
+}
+
+/// A leg that was paused: its gate shuts with the next packet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stop {
+    pub(super) run: u32,
+    /// First number that the gate does not let pass.
+    pub(super) until: u64,
+    /// When the gate was written, by the kernel's clock.
+    pub(super) nanos: u64,
+    /// From here on every packet has found the gate.
+    pub(super) due: Instant,
+    pub(super) looked_again: bool,
 }
 
 #[derive(Debug)]
@@ -47,6 +61,7 @@ pub(super) struct Leg {
     /// What a seat that was given up had counted and nobody has asked for.
     pub(super) left: LegStats,
     pub(super) part: Part,
+    pub(super) stop: Option<Stop>,
     /// How far the kernel has sent it, to be taken over by the leg.
     pub(super) sent: Option<(u32, Head)>,
 }
@@ -66,6 +81,7 @@ impl Leg {
             counted: NOTHING,
             left: NOTHING,
             part: Part::ALL,
+            stop: None,
             sent: None,
         }
     }
@@ -78,6 +94,34 @@ impl Leg {
         self.left.packets += stats.packets.saturating_sub(before.packets);
         self.left.bytes += stats.bytes.saturating_sub(before.bytes);
         self.left.dropped += stats.dropped.saturating_sub(before.dropped);
+    }
+
+    /// Finds out which packet was the kernel's last, once every packet has found the gate, and shuts it for good.
+    /// `by_force`: now or never.
+    pub(super) fn settle_stop(&mut self, now: Instant, flow: &Flow, kernel: &mut Kernel<'_>, by_force: bool) {
+        let Some(stop) = self.stop.filter(|stop| by_force || now >= stop.due) else { return };
+        let Some(id) = self.seat.and_then(|seat| flow.seats.id(seat)) else {
+            self.stop = None;
+            return;
+        };
+        let (Ok(stats), Ok(gate)) = (kernel.table.flow_stats(flow.stats), kernel.table.gate(id)) else {
+            self.stop = None;
+            return;
+        };
+        let shut_at = gate.moved_at().map(|at| extend(stats.highest, at));
+        // A packet is booked first and asks the gate then: one that came after the gate was written may be
+        // between the two.
+        let between = shut_at.is_none() && stats.highest >= stop.until && stats.last_arrival > stop.nanos;
+        if between && !stop.looked_again && !by_force {
+            self.stop = Some(Stop { due: now + GRACE, looked_again: true, ..stop });
+            return;
+        }
+        let progress = wire::progress_of(&stats, &kernel.epoch);
+        let ext = shut_at.map_or(progress.highest, |at| at.saturating_sub(1));
+        self.sent = Some((stop.run, Head { ext, ts: progress.ts, at: progress.ts_at }));
+        self.stop = None;
+        // A number that is far ahead again one day must not find it open.
+        let _ = kernel.table.put_gate(id, Gate::Disabled.into());
     }
 
     pub(super) fn wanted(&self, now: Instant) -> bool {

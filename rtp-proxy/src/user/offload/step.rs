@@ -42,10 +42,16 @@ impl Offload {
         };
         let mut needs_copies = !media.is_steady();
         for leg in legs.iter_mut() {
+            leg.settle_stop(now, flow, kernel, false);
+            if let Some(stop) = &leg.stop {
+                wake(stop.due);
+            }
             let id = leg.seat.and_then(|seat| flow.seats.id(seat));
             let wanted = leg.wanted(now);
             match (leg.place, id) {
-                (Place::User, Some(id)) if wanted && leg.plan.as_ref().ok() == leg.written.as_ref() => {
+                (Place::User, Some(id))
+                    if wanted && leg.stop.is_none() && leg.plan.as_ref().ok() == leg.written.as_ref() =>
+                {
                     needs_copies = true;
                     let emptied = flow.emptied_at.is_some_and(|at| at >= leg.ready_at);
                     let whole = copies_since.is_some_and(|since| now >= since + GRACE);
@@ -94,15 +100,17 @@ impl Offload {
         kernel: &mut Kernel<'_>,
         media: &mut TrackInput,
     ) -> Instant {
-        self.entry(leg, now).active = true;
+        let entry = self.entry(leg, now);
+        entry.active = true;
+        let stopped = entry.stop.map_or(now, |stop| stop.due);
         let Some(flow) = &mut self.flow else { return now };
         flow.hold_until = now + GRACE + HOLD;
         if let Err(error) = self.publish(now, kernel, true) {
             self.fail(now, kernel, media, error.into());
         }
         match self.flow.as_ref().map(|flow| flow.sight) {
-            Some(Sight::Copies { since, .. }) => since + GRACE,
-            _ => now,
+            Some(Sight::Copies { since, .. }) => stopped.max(since + GRACE),
+            _ => stopped,
         }
     }
 }

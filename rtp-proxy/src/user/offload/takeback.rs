@@ -9,14 +9,15 @@ use msm_media::seq::extend;
 use msm_media::{Elsewhere, TrackInput};
 
 use super::flow::Sight;
-use super::leg::Place;
+use super::leg::{Place, Stop};
 use super::seats::NoSeat;
 use super::{BACKOFF, DISTRUST, GRACE, Kernel, Offload, SETTLED, wire};
 use crate::kernel::hop::UserReason;
 use crate::kernel::table::TableError;
 
 impl Offload {
-    /// The leg stops at once: it is paused or about to go. Its counters stay to be asked for.
+    /// The leg is paused: the next packet is not its any more. Which one was the last is known when every packet
+    /// has found the gate ([`Self::is_stopping`]); until then a late one may still pass.
     pub(crate) fn pause(&mut self, leg: LegId, now: Instant, kernel: &mut Kernel<'_>) {
         let run = self.run;
         let Some(leg) = self.legs.iter_mut().find(|known| known.who == leg) else { return };
@@ -24,17 +25,54 @@ impl Offload {
         let place = std::mem::replace(&mut leg.place, Place::User);
         let Some(flow) = &mut self.flow else { return };
         let Some(id) = leg.seat.and_then(|seat| flow.seats.id(seat)) else { return };
-        let shut = kernel.table.put_gate(id, Gate::Disabled.into());
-        if place != Place::User
-            && shut.is_ok()
-            && let Ok(stats) = kernel.table.flow_stats(flow.stats)
-        {
-            leg.sent = Some((run, head_of(&wire::progress_of(&stats, &kernel.epoch))));
+        if leg.stop.is_some() {
+            return;
         }
         leg.ready_at = now + GRACE;
+        let (Ok(stats), Ok(gate)) = (kernel.table.flow_stats(flow.stats), kernel.table.gate(id)) else {
+            let _ = kernel.table.put_gate(id, Gate::Disabled.into());
+            return;
+        };
+        let until = match (place, gate.moved_at()) {
+            // What the kernel sent the worker knows.
+            (Place::User | Place::Between { .. }, _) | (Place::Arming, None) => {
+                let _ = kernel.table.put_gate(id, Gate::Disabled.into());
+                return;
+            }
+            // It shuts already.
+            (Place::Draining { .. }, _) => match gate.try_into() {
+                Ok(Gate::Draining(until)) => extend(stats.highest, until),
+                _ => stats.highest + 1,
+            },
+            (Place::Kernel | Place::Arming, _) => {
+                let until = stats.highest + 1;
+                if kernel.table.put_gate(id, Gate::Draining(until as u16).into()).is_err() {
+                    return;
+                }
+                until
+            }
+        };
+        let (nanos, due) = (kernel.table.now(), now + GRACE);
+        leg.stop = Some(Stop { run, until, nanos, due, looked_again: false });
+        self.due = Some(self.due.map_or(due, |known| known.min(due)));
     }
 
-    /// The leg is gone; it was paused before.
+    /// Whether packets may still be on their way to a leg that was paused.
+    pub(crate) fn is_stopping(&self, leg: LegId) -> bool {
+        self.legs.iter().any(|known| known.who == leg && known.stop.is_some())
+    }
+
+    /// The leg is about to go: it stops at once. Its counters stay to be asked for.
+    pub(crate) fn shut(&mut self, leg: LegId, now: Instant, kernel: &mut Kernel<'_>) {
+        let Some(leg) = self.legs.iter_mut().find(|known| known.who == leg) else { return };
+        (leg.active, leg.place, leg.stop) = (false, Place::User, None);
+        leg.ready_at = now + GRACE;
+        if let Some(id) = leg.seat.zip(self.flow.as_ref()).and_then(|(seat, flow)| flow.seats.id(seat)) {
+            let _ = kernel.table.put_gate(id, Gate::Disabled.into());
+        }
+    }
+
+    /// The leg is gone.
     pub(crate) fn forget(
         &mut self,
         leg: LegId,
@@ -42,7 +80,7 @@ impl Offload {
         kernel: &mut Kernel<'_>,
         media: &mut TrackInput,
     ) {
-        self.pause(leg, now, kernel);
+        self.shut(leg, now, kernel);
         let Some(index) = self.legs.iter().position(|known| known.who == leg) else { return };
         let leg = self.legs.swap_remove(index);
         if let Some(flow) = &mut self.flow
@@ -173,6 +211,7 @@ impl Offload {
         let Some(flow) = self.flow.take() else { return };
         let _ = kernel.table.remove_flow(&flow.source.key());
         for leg in &mut self.legs {
+            leg.settle_stop(now, &flow, kernel, true);
             leg.count(&flow, kernel);
             let id = leg.seat.take().and_then(|seat| flow.seats.id(seat));
             if let Some(id) = id {

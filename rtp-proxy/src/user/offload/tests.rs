@@ -147,6 +147,35 @@ fn the_kernel_never_turns_one_address_family_into_the_other() {
 }
 
 #[test]
+fn a_leg_that_is_paused_in_a_burst_goes_on_with_the_number_after_its_last() {
+    let mut world = steady(11, 2);
+    for round in 0..20 {
+        world.send(3);
+        // The number of a packet that the gate held is the leg's next one, whatever the program has booked.
+        if round % 2 == 0 {
+            world.pause_at_a_packet(0)
+        } else {
+            world.pause(0)
+        }
+        world.settle();
+        world.restart();
+        world.settle();
+        world.play(0);
+        world.settle();
+        let (last, next) = world.numbers(0).unwrap();
+        assert_eq!(next, last.wrapping_add(1), "round {round}");
+        for _ in 0..4 {
+            world.settle();
+        }
+        assert_eq!(world.rung(0), Some(Rung::Tcx), "round {round}");
+    }
+    for viewer in &world.viewers {
+        world.check(viewer);
+    }
+    world.check_statistics();
+}
+
+#[test]
 fn what_is_handed_over_comes_back_first() {
     let mut world = steady(10, 2);
     world.join(true);

@@ -68,9 +68,12 @@ impl Stream {
         }
         self.look(now, shared);
         for index in 0..self.arming.len() {
-            let Some(arming) = self.arming.get_mut(index).filter(|arming| is_ready(arming)) else { continue };
-            arming.ready_at = None;
-            let leg = arming.leg;
+            let ready = self.arming.get(index).filter(|arming| is_ready(arming)).map(|arming| arming.leg);
+            // Where the leg goes on is known when it is known where it stopped.
+            let Some(leg) = ready.filter(|leg| !self.is_stopping(*leg)) else { continue };
+            if let Some(arming) = self.arming.get_mut(index) {
+                arming.ready_at = None;
+            }
             self.open_gates(now, leg);
         }
     }

@@ -283,19 +283,30 @@ impl Stream {
                 .any(|track| !track.kernel.offload.is_idle() && track.media.is_report_due(now))
     }
 
-    /// A leg stops at once, on every track or on one.
+    /// A leg is paused on every track. What is on its way to it through the kernel has arrived a moment later.
     pub(super) fn stop_in_kernel(&mut self, now: Instant, leg: LegId, shared: &Shared) {
         let Ok(kernel) = shared.kernel() else { return };
-        let mut kernel = kernel.borrow_mut();
+        let kernel = &mut *kernel.borrow_mut();
         let hands = &mut kernel.hands();
+        let mut is_stopping = false;
         for Track { kernel: TrackKernel { offload, .. }, legs, .. } in &mut self.tracks {
             let Some(out) = legs.iter_mut().find(|out| out.leg == leg) else { continue };
             offload.pause(leg, now, hands);
+            is_stopping |= offload.is_stopping(leg);
             take_sent(offload, out);
             let (packets, bytes) = count(offload, out, hands);
             self.out_packets += packets;
             self.out_bytes += bytes;
         }
+        if is_stopping {
+            kernel.note_stopping();
+            shared.wake_due(self.id, kernel);
+        }
+    }
+
+    /// Whether packets may still be on their way to a leg that was paused.
+    pub(super) fn is_stopping(&self, leg: LegId) -> bool {
+        self.tracks.iter().any(|track| track.kernel.offload.is_stopping(leg))
     }
 
     /// A track of a leg goes.
@@ -312,8 +323,7 @@ impl Stream {
             kernel.forget(id, want);
         }
         let hands = &mut kernel.hands();
-        offload.pause(leg, now, hands);
-        take_sent(offload, out);
+        offload.shut(leg, now, hands);
         let (packets, bytes) = count(offload, out, hands);
         self.out_packets += packets;
         self.out_bytes += bytes;

@@ -31,6 +31,8 @@ pub(crate) struct KernelEnd {
     due: Vec<StreamId>,
     /// Nothing goes to the kernel: the proxy is being handed over.
     rests: bool,
+    /// A leg was paused; see [`Stream::is_stopping`].
+    stopping: bool,
     lines: LineLimiter<StreamId>,
 }
 
@@ -38,7 +40,7 @@ impl KernelEnd {
     pub(super) fn new(share: Share) -> Self {
         let epoch = Epoch::new(Instant::now(), share.table.now());
         let lines = LineLimiter::new(LINES, LINE_INTERVAL);
-        Self { share, epoch, wanted: HashMap::new(), due: Vec::new(), rests: false, lines }
+        Self { share, epoch, wanted: HashMap::new(), due: Vec::new(), rests: false, stopping: false, lines }
     }
 
     /// What moving legs needs of it.
@@ -64,6 +66,10 @@ impl KernelEnd {
 
     pub(crate) fn rests(&self) -> bool {
         self.rests
+    }
+
+    pub(crate) fn note_stopping(&mut self) {
+        self.stopping = true;
     }
 
     /// Takes a flow out that an earlier process left under a key: its legs' viewers went with that process.
@@ -130,6 +136,12 @@ impl Shared {
             kernel.due.push(stream);
         }
         self.due.notify_one();
+    }
+
+    /// Whether what was just done leaves packets on their way through the kernel, for [`GRACE`], that its answer
+    /// must wait for.
+    pub(super) fn take_stopping(&self) -> bool {
+        self.kernel.as_ref().is_ok_and(|kernel| std::mem::take(&mut kernel.borrow_mut().stopping))
     }
 
     /// Every UDP leg of this worker is to be there; `None` leaves them to the rules.

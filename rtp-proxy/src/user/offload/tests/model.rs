@@ -27,6 +27,10 @@ pub(crate) struct Model {
     pub(crate) legs: HashMap<u32, LegEntry>,
     pub(crate) gates: HashMap<u32, GateEntry>,
     pub(crate) counts: HashMap<u32, LegStats>,
+    /// What the program meets right after the next gate was written, before anything is read; and then what it
+    /// did with it.
+    pub(crate) racing: Vec<(FlowKey, Vec<u8>)>,
+    pub(crate) raced: (Vec<Copy>, Vec<Vec<u8>>),
     /// Writes to fail from now on.
     pub(crate) broken: bool,
     /// The program is not attached any more.
@@ -80,6 +84,13 @@ impl Table for Model {
     }
     fn put_gate(&mut self, id: u32, gate: GateEntry) -> Result<(), TableError> {
         self.gates.insert(id, gate);
+        for (key, packet) in std::mem::take(&mut self.racing) {
+            let mut copies = Vec::new();
+            if self.ingress(&key, std::slice::from_ref(&packet), &mut copies) {
+                self.raced.1.push(packet);
+            }
+            self.raced.0.extend(copies);
+        }
         Ok(())
     }
     fn gate(&self, id: u32) -> Result<GateEntry, TableError> {

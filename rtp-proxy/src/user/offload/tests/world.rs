@@ -50,6 +50,8 @@ struct Period {
     excused: BTreeSet<u64>,
     /// First packet that came after it ended.
     end: Option<u64>,
+    /// Packets that were on their way through the kernel when it ended.
+    trailing: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,8 @@ pub(crate) struct Viewer {
     media: LegTrack,
     playing: bool,
     joins_at: Option<Instant>,
+    /// It was paused; what is on its way through the kernel may still come.
+    stopping: bool,
     periods: Vec<Period>,
     /// Packets that the kernel sent, by the counters.
     pub(crate) by_kernel: u64,
@@ -278,15 +282,19 @@ impl World {
     pub(crate) fn tick(&mut self) {
         let Self { now, model, slots, epoch, offload, media, viewers, .. } = self;
         let mut kernel = Kernel { table: model, slots, epoch: *epoch };
-        for viewer in viewers.iter_mut() {
-            if viewer.joins_at.is_some_and(|at| at <= *now) {
-                viewer.joins_at = None;
-                offload.look(*now, &mut kernel, media);
-                viewer.arm(*now, media);
-            }
-        }
         if offload.due().is_some_and(|due| due <= *now) {
             offload.step(*now, &mut kernel, media);
+        }
+        for viewer in viewers.iter_mut() {
+            viewer.stopping = offload.is_stopping(viewer.leg);
+            if viewer.joins_at.is_some_and(|at| at <= *now) && !offload.is_stopping(viewer.leg) {
+                viewer.joins_at = None;
+                offload.look(*now, &mut kernel, media);
+                if let Some((run, head)) = offload.take_sent(viewer.leg) {
+                    viewer.media.sent_elsewhere(run, head);
+                }
+                viewer.arm(*now, media);
+            }
         }
         // Twice a second, as a stream looks.
         if self.looked_at + Duration::from_millis(500) <= self.now {
@@ -340,6 +348,7 @@ impl World {
             media: LegTrack::new(config),
             playing: false,
             joins_at: None,
+            stopping: false,
             periods: Vec::new(),
             by_kernel: 0,
             moves: 0,
@@ -373,6 +382,7 @@ impl World {
         let Some(viewer) = viewers.get_mut(index) else { return };
         viewer.joins_at = None;
         offload.pause(viewer.leg, *now, &mut kernel);
+        viewer.stopping |= offload.is_stopping(viewer.leg);
         if let Some((run, head)) = offload.take_sent(viewer.leg) {
             viewer.media.sent_elsewhere(run, head);
         }
@@ -407,6 +417,35 @@ impl World {
 
     pub(crate) fn rung(&self, index: usize) -> Option<Rung> {
         self.offload.rung(self.viewers.get(index)?.leg).ok()
+    }
+
+    /// A packet passes the program just as the gate of a leg is written that pauses, before its number is read.
+    pub(crate) fn pause_at_a_packet(&mut self, index: usize) {
+        self.ts = self.ts.wrapping_add(3_000);
+        let packet = PacketBuilder::new(96, self.seq, self.ts, self.ssrc).build(&self.next_id.to_be_bytes());
+        let (run, seq) = (self.run, self.seq);
+        self.arrived.insert(self.next_id, Arrived { times: 1, seq, run });
+        (self.seq, self.next_id) = (self.seq.wrapping_add(1), self.next_id + 1);
+        self.model.racing.push((self.source.key(), packet));
+        self.pause(index);
+        if let Some(period) = self.viewers.get_mut(index).and_then(|viewer| viewer.periods.last_mut()) {
+            period.end = period.end.map(|end| end - 1);
+        }
+        let (copies, up) = std::mem::take(&mut self.model.raced);
+        for Copy { to, packet } in copies {
+            let viewer = self.viewers.iter_mut().find(|viewer| viewer.port == to);
+            viewer.expect("a copy for a viewer that is gone").receive(&packet);
+        }
+        self.socket.extend(up);
+    }
+
+    /// Number of the last packet that a viewer got, and the one that its last PLAY was told.
+    pub(crate) fn numbers(&self, index: usize) -> Option<(u16, u16)> {
+        let mut periods = self.viewers.get(index)?.periods.iter().rev();
+        let latest = periods.next()?;
+        let before = periods.next()?;
+        let (_, (_, last)) = before.got.last_key_value()?;
+        Some((*last, latest.start))
     }
 
     /// The camera starts anew: another SSRC, or a jump of the numbers.
@@ -507,7 +546,10 @@ impl World {
             last = Some((*id, arrived.run, *out));
         }
         // A gate that is open lets pass what comes later than what it opened for.
-        let stray = period.got.keys().find(|id| **id + 64 < promised || **id >= end);
+        let stray = period
+            .got
+            .keys()
+            .find(|id| **id + 64 < promised || (**id >= end && !period.trailing.contains(id)));
         assert_eq!(stray, None, "{:?}: a packet from outside the period", viewer.leg);
     }
 }
@@ -519,8 +561,11 @@ fn id_of(packet: &[u8]) -> u64 {
 impl Viewer {
     fn receive(&mut self, packet: &[u8]) {
         let view = RtpView::parse(packet).unwrap();
-        assert!(self.playing, "{:?} does not play", self.leg);
+        assert!(self.playing || self.stopping, "{:?} does not play", self.leg);
         let period = self.periods.last_mut().unwrap();
+        if !self.playing {
+            period.trailing.insert(id_of(packet));
+        }
         assert_eq!(view.ssrc(), period.ssrc, "the SSRC never changes");
         period.first.get_or_insert((id_of(packet), view.seq()));
         let got = period.got.entry(id_of(packet)).or_insert((0, view.seq()));
