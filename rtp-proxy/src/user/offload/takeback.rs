@@ -22,6 +22,8 @@ impl Offload {
         let run = self.run;
         let Some(leg) = self.legs.iter_mut().find(|known| known.who == leg) else { return };
         leg.active = false;
+        // What was known of it was known of a leg that plays: the next PLAY is the worker's to begin.
+        leg.plan = Err(UserReason::Idle);
         let place = std::mem::replace(&mut leg.place, Place::User);
         let Some(flow) = &mut self.flow else { return };
         let Some(id) = leg.seat.and_then(|seat| flow.seats.id(seat)) else { return };

@@ -176,6 +176,30 @@ fn a_leg_that_is_paused_in_a_burst_goes_on_with_the_number_after_its_last() {
 }
 
 #[test]
+fn a_leg_that_plays_again_at_once_begins_with_the_worker() {
+    for seed in 12..32 {
+        let mut world = steady(seed, 2);
+        world.pause(0);
+        world.pass_time(20_000);
+        world.tick();
+        world.play(0);
+        // The worker meets packets before the moment comes at which it answers.
+        for _ in 0..4 {
+            world.pass_time(2_500);
+            world.send(1);
+            while world.has_work() {
+                world.work();
+            }
+        }
+        world.tick();
+        world.settle();
+        for viewer in &world.viewers {
+            world.check(viewer);
+        }
+    }
+}
+
+#[test]
 fn what_is_handed_over_comes_back_first() {
     let mut world = steady(10, 2);
     world.join(true);

@@ -229,6 +229,11 @@ impl World {
         }
     }
 
+    /// Whether something waits for the worker.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.socket.is_empty()
+    }
+
     /// The worker's turn: it reads some or all of what waits.
     pub(crate) fn work(&mut self) {
         while !self.socket.is_empty() {
