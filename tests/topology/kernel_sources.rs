@@ -4,177 +4,19 @@
 //! drives the camera packet by packet, so every packet's place is known.
 
 use std::net::UdpSocket;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
-use msm_fastpath::{FlowEntry, FlowKey, GroupMode, LegStats};
+use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, Map, MapData};
+use msm_fastpath::{FlowEntry, FlowKey, GroupMode};
 use msm_tests::camera::{Stage, Transport};
 use msm_tests::probe::{Cameras, Load, Player, Publisher, VIDEO_AUDIO, Viewers};
-use msm_tests::process::{Scratch, wait_for};
-use msm_tests::proxy::{Options, Proxy};
-use serde_json::Value;
+use msm_tests::process::wait_for;
+use msm_tests::proxy::Proxy;
 
-use crate::feed::{self, Feed};
-use crate::kernel_scene::{LIMIT, Scene, at};
-
-/// Where camera and viewers reach the proxy.
-const INPUT: [&str; 2] = ["10.7.1.1", "fd07:1::1"];
-const OUTPUT: [&str; 2] = ["10.7.2.1", "fd07:2::1"];
-
-/// A proxy in the middle of a scene, one camera that is fed by hand and some viewers.
-struct House {
-    proxy: Proxy,
-    feed: Feed,
-    viewers: Vec<Player>,
-    /// Address family: 0 is IPv4, 1 is IPv6.
-    family: usize,
-    scene: Scene,
-    scratch: Scratch,
-}
-
-impl House {
-    /// Nothing where the test cannot run here. `viewers`: how each of them gets its media.
-    fn new(test: &str, family: usize, flags: &[&str], viewers: &[Transport]) -> Result<Option<Self>> {
-        let Some(scene) = Scene::new(test)? else { return Ok(None) };
-        let scratch = Scratch::new("house")?;
-        let bpffs = scene.bpffs.path().display().to_string();
-        let flags = [&["--bpffs", &bpffs], flags].concat().into_iter().map(str::to_owned).collect();
-        let options = Options { flags, ..Options::default() };
-        let proxy = Proxy::start(Stage::inside(scratch.path(), &scene.node), "proxy", &options)?;
-        let url = proxy.url_at(INPUT[family], "cam");
-        let feed = scene.camera.inside(|| Feed::record(&url, Transport::Udp))??;
-        let mut house = Self { proxy, feed, viewers: Vec::new(), family, scene, scratch };
-        for transport in viewers {
-            house.play(*transport)?;
-        }
-        Ok(Some(house))
-    }
-
-    fn play(&mut self, transport: Transport) -> Result<()> {
-        let url = self.proxy.url_at(OUTPUT[self.family], "cam");
-        let feed = &mut self.feed;
-        let player = self.scene.viewer.inside(|| feed::play(feed, &url, transport))??;
-        self.viewers.push(player);
-        Ok(())
-    }
-
-    /// One packet of each track, and time for it to arrive.
-    fn tick(&mut self) -> Result<()> {
-        self.feed.next()?;
-        std::thread::sleep(Duration::from_millis(4));
-        for viewer in &mut self.viewers {
-            viewer.receive();
-        }
-        Ok(())
-    }
-
-    fn run(&mut self, packets: usize) -> Result<()> {
-        (0..packets).try_for_each(|_| self.tick())
-    }
-
-    fn stream(&self) -> Result<Value> {
-        self.proxy.stream("cam").context("the stream")
-    }
-
-    /// Lets the camera send until `done` holds of the stream.
-    fn until(&mut self, what: &str, mut done: impl FnMut(&Value) -> bool) -> Result<()> {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            self.run(10)?;
-            let stream = self.stream()?;
-            if done(&stream) {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "waited for {what}: {stream:#}\n{}",
-                self.proxy.process.tail()
-            );
-        }
-    }
-
-    /// Lets it send until every leg over UDP is on this rung, with the kernel's counters moving.
-    fn on(&mut self, legs: usize, rung: &str) -> Result<()> {
-        self.until(&format!("{legs} legs on {rung}"), |stream| {
-            let udp =
-                || stream["legs"].as_array().into_iter().flatten().filter(|leg| leg["transport"] == "udp");
-            udp().count() == legs && udp().all(|leg| leg["rung"] == rung)
-        })
-    }
-
-    /// Copies that the kernel's program has sent, by its own counters, and the mode of every flow.
-    fn in_kernel(&self) -> Result<(u64, Vec<u8>)> {
-        let pins = self.scene.pins().context("pinned while it runs")?;
-        let map =
-            |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(pins.join(name))?)?) };
-        let stats: PerCpuArray<_, LegStats> = map("LEG_STATS")?.try_into()?;
-        let flows: HashMap<_, FlowKey, FlowEntry> = map("FLOWS")?.try_into()?;
-        let mut sent = 0;
-        // Ids are given from the first on.
-        for id in 0..64 {
-            sent += stats.get(&id, 0)?.iter().map(|stats| stats.packets).sum::<u64>();
-        }
-        Ok((sent, flows.iter().filter_map(Result::ok).map(|(_, flow)| flow.mode).collect()))
-    }
-
-    /// What each leg has been sent by its counters.
-    fn counters(&self) -> Result<Vec<u64>> {
-        let stream = self.stream()?;
-        let legs = stream["legs"].as_array().context("legs")?;
-        Ok(legs.iter().map(|leg| leg["packets"].as_u64().unwrap_or_default()).collect())
-    }
-
-    /// Waits until the last packet of every track is with these viewers.
-    fn arrived(&mut self, viewers: impl IntoIterator<Item = usize>) -> Result<()> {
-        let last = self.feed.number - 1;
-        for viewer in viewers {
-            for track in 0..2 {
-                let has = |player: &Player| {
-                    player.packets(track).last().is_some_and(|packet| feed::number(packet) == last)
-                };
-                self.viewers[viewer].wait("the last packet", LIMIT, || Ok(()), has)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Every viewer's media is one row: one SSRC, no gap in sequence numbers, time that moves on. What was not
-    /// forwarded at `splices` is at most `gap` packets each, and nothing is missing elsewhere.
-    fn check(&self, viewer: usize, splices: usize, gap: u32) {
-        let player = &self.viewers[viewer];
-        for track in 0..2 {
-            let packets = player.packets(track);
-            assert_eq!(packets.len(), player.media[track].len(), "viewer {viewer}: what is no RTP");
-            let mut gaps = Vec::new();
-            for pair in packets.windows(2) {
-                let (a, b) = (&pair[0], &pair[1]);
-                let numbers = (feed::number(a), feed::number(b));
-                assert_eq!(b.ssrc, a.ssrc, "viewer {viewer}, track {track}: one SSRC at {numbers:?}");
-                assert_eq!(
-                    b.sequence,
-                    a.sequence.wrapping_add(1),
-                    "viewer {viewer}, track {track}: one row of numbers at {numbers:?}"
-                );
-                let step = b.timestamp.wrapping_sub(a.timestamp);
-                assert!(numbers.1 > numbers.0, "viewer {viewer}, track {track}: {numbers:?}");
-                if numbers.1 - numbers.0 > 1 {
-                    gaps.push(numbers);
-                } else if splices == 0 {
-                    assert_eq!(step, feed::TICKS[track], "viewer {viewer}, track {track}: {numbers:?}");
-                }
-                assert!(step < 90_000 * 30, "viewer {viewer}, track {track}: {step} at {numbers:?}");
-            }
-            assert!(
-                gaps.len() <= splices && gaps.iter().all(|(a, b)| b - a <= gap + 1),
-                "viewer {viewer}, track {track}: {gaps:?}"
-            );
-            assert!(!player.closed && player.byes(track).is_empty(), "viewer {viewer}: BYE or the end");
-        }
-    }
-}
-
-const THREE: [Transport; 3] = [Transport::Udp; 3];
+use crate::feed;
+use crate::kernel_house::{House, INPUT, OUTPUT, THREE};
+use crate::kernel_scene::{LIMIT, at};
 
 /// RTP-6 behind legs that the kernel carries.
 #[test]
