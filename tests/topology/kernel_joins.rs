@@ -211,7 +211,7 @@ fn storm(urls: &[String], storm: Storm) -> Result<Visits> {
                 })
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+        threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
     });
     let mut all = Visits { seconds: started.elapsed().as_secs_f64(), ..Visits::default() };
     for visits in guests {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use msm_tests::probe::Player;
 use msm_tests::probe::wire::Rtp;
 
 use crate::feed;
@@ -22,7 +23,7 @@ impl House {
             for _ in 0..BURST {
                 self.feed.next()?;
             }
-            self.viewers.iter_mut().for_each(|viewer| viewer.receive());
+            self.viewers.iter_mut().for_each(Player::receive);
             if self.viewers[viewer].answers > answers {
                 let status = self.viewers[viewer].answer.as_ref().map(|answer| answer.status);
                 ensure!(status == Some(200), "{method}: {status:?}");

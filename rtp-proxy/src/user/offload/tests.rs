@@ -153,9 +153,9 @@ fn a_leg_that_is_paused_in_a_burst_goes_on_with_the_number_after_its_last() {
         world.send(3);
         // The number of a packet that the gate held is the leg's next one, whatever the program has booked.
         if round % 2 == 0 {
-            world.pause_at_a_packet(0)
+            world.pause_at_a_packet(0);
         } else {
-            world.pause(0)
+            world.pause(0);
         }
         world.settle();
         world.restart();
