@@ -22,6 +22,7 @@ use crate::kernel::hop::{Rung, UserReason};
 use crate::kernel::service::WorkerEnd;
 use crate::stats::Snapshot;
 
+mod driven;
 pub(crate) mod handover;
 pub(crate) mod input_pair;
 mod io_buffers;
@@ -32,7 +33,8 @@ pub mod tcp;
 pub(crate) mod udp;
 pub(crate) mod worker;
 
-use worker::{Command, WorkerHandle};
+pub use driven::Driven;
+use worker::{Command, Commands, Worker, WorkerHandle};
 
 /// How long the threads get to end: the process has two seconds for everything after SIGTERM.
 const JOIN: Duration = Duration::from_millis(300);
@@ -175,32 +177,7 @@ impl Workers {
         kernel: KernelEnds,
         events: mpsc::Sender<UserEvent>,
     ) -> io::Result<Self> {
-        let mut players = PlayerSockets::default();
-        let mut warnings = Vec::new();
-        let mut port = config.player_port;
-        for &address in &config.player_addresses {
-            let slot = if address.is_ipv6() { &mut players.v6 } else { &mut players.v4 };
-            if slot.is_some() {
-                let words = format!("player address {address}: one address per family");
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
-            }
-            match open_players(address, port, &config) {
-                Ok(pair) => {
-                    warnings.extend(buffer_warning("player RTP", pair.receive_buffer, config.receive_buffer));
-                    // With port 0 both families should still have the same pair where possible.
-                    port = if config.player_port == 0 { 0 } else { pair.ports.rtp };
-                    *slot = Some(pair);
-                }
-                // A host without IPv6 (or IPv4) serves the other family alone.
-                Err(error)
-                    if address.is_unspecified()
-                        && matches!(
-                            error.raw_os_error(),
-                            Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
-                        ) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let (players, warnings) = open_all_players(&config)?;
         let inherited = (0..config.worker_count()).map(|_| None).collect();
         Self::spawn(config, kernel, events, players, warnings, inherited)
     }
@@ -214,36 +191,17 @@ impl Workers {
         warnings: Vec<String>,
         inherited: Vec<Option<worker::inventory::Inherited>>,
     ) -> io::Result<Self> {
-        let cores = allowed_cores();
-        let count = inherited.len();
-        let mut handles = Vec::with_capacity(count);
-        let mut receivers = Vec::with_capacity(count);
-        for index in 0..count {
-            let (handle, receiver) = WorkerHandle::new(index);
-            handles.push(handle);
-            receivers.push(receiver);
-        }
-        let mut threads = Vec::with_capacity(count);
-        let mut kernel = kernel.into_iter();
-        for ((index, commands), inherited) in receivers.into_iter().enumerate().zip(inherited) {
-            let start = worker::Start {
-                index,
-                kernel: kernel.next().unwrap_or(Err(UserReason::Capped)),
-                // The control thread has the first core to itself where there is more than one.
-                core: cores
-                    .iter()
-                    .cycle()
-                    .nth(index + usize::from(cores.len() > count))
-                    .copied()
-                    .filter(|_| config.pin),
-                players: players.clone(),
-                workers: handles.clone(),
-                events: events.clone(),
-                inherited,
-            };
-            let thread = std::thread::Builder::new()
-                .name(format!("data-{index}"))
-                .spawn(move || worker::run(start, commands))?;
+        let (handles, starts) = starts(&config, kernel, &events, &players, inherited);
+        let mut threads = Vec::with_capacity(starts.len());
+        for (start, commands) in starts {
+            let index = start.index;
+            let thread =
+                std::thread::Builder::new().name(format!("data-{index}")).spawn(
+                    move || match Worker::new(start, commands) {
+                        Ok(worker) => worker.run(),
+                        Err(error) => tracing::error!(event = "worker.failed", worker = index, %error),
+                    },
+                )?;
             threads.push(thread);
         }
         Ok(Self { handles, threads, players, warnings, config, events })
@@ -326,6 +284,71 @@ fn allowed_cores() -> Vec<usize> {
     let cores: Vec<_> =
         (0..nix::sched::CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect();
     if cores.is_empty() { vec![0] } else { cores }
+}
+
+/// The ways to as many workers as there are inheritances, and what each starts with.
+fn starts(
+    config: &WorkerConfig,
+    kernel: KernelEnds,
+    events: &mpsc::Sender<UserEvent>,
+    players: &PlayerSockets,
+    inherited: Vec<Option<worker::inventory::Inherited>>,
+) -> (Vec<WorkerHandle>, Vec<(worker::Start, Commands)>) {
+    let cores = allowed_cores();
+    let count = inherited.len();
+    let (handles, receivers): (Vec<_>, Vec<_>) = (0..count).map(WorkerHandle::new).unzip();
+    let mut kernel = kernel.into_iter();
+    let starts = receivers.into_iter().enumerate().zip(inherited).map(|((index, commands), inherited)| {
+        let start = worker::Start {
+            index,
+            kernel: kernel.next().unwrap_or(Err(UserReason::Capped)),
+            // The control thread has the first core to itself where there is more than one.
+            core: cores
+                .iter()
+                .cycle()
+                .nth(index + usize::from(cores.len() > count))
+                .copied()
+                .filter(|_| config.pin),
+            players: players.clone(),
+            workers: handles.clone(),
+            events: events.clone(),
+            inherited,
+        };
+        (start, commands)
+    });
+    let starts = starts.collect();
+    (handles, starts)
+}
+
+/// The pairs for players, one per address family, and what an operator should change.
+fn open_all_players(config: &WorkerConfig) -> io::Result<(PlayerSockets, Vec<String>)> {
+    let mut players = PlayerSockets::default();
+    let mut warnings = Vec::new();
+    let mut port = config.player_port;
+    for &address in &config.player_addresses {
+        let slot = if address.is_ipv6() { &mut players.v6 } else { &mut players.v4 };
+        if slot.is_some() {
+            let words = format!("player address {address}: one address per family");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
+        }
+        match open_players(address, port, config) {
+            Ok(pair) => {
+                warnings.extend(buffer_warning("player RTP", pair.receive_buffer, config.receive_buffer));
+                // With port 0 both families should still have the same pair where possible.
+                port = if config.player_port == 0 { 0 } else { pair.ports.rtp };
+                *slot = Some(pair);
+            }
+            // A host without IPv6 (or IPv4) serves the other family alone.
+            Err(error)
+                if address.is_unspecified()
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
+                    ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((players, warnings))
 }
 
 fn open_players(address: IpAddr, port: u16, config: &WorkerConfig) -> io::Result<PlayerPair> {

@@ -10,7 +10,14 @@
 
 #![expect(clippy::print_stdout, reason = "the report is the program's output")]
 
+#[path = "kernel/relays.rs"]
+#[expect(dead_code, reason = "the naive relay is the kernel path's contender")]
+mod relays;
+
 mod user_path {
+    pub(crate) use super::relays;
+
+    pub(crate) mod closed;
     pub(crate) mod contender;
     pub(crate) mod generator;
     pub(crate) mod latency;
@@ -27,12 +34,14 @@ use msm_tests::bench::stats::Shuffle;
 use user_path::contender::{SEGMENTING, TOKIO, baseline, proxy, relay};
 use user_path::generator::Shape;
 use user_path::report::{Case, Report, Round};
-use user_path::{latency, memory};
+use user_path::{closed, latency, memory};
 
 /// Numbers of viewers of the catalogue.
 const FAN_OUT: [usize; 3] = [1, 4, 16];
 /// G.711 of 20 ms with its RTP header; a video packet.
 const SIZES: [usize; 2] = [172, 1200];
+/// How long a run of the closed loop is against one of the open loop, which sends at a slow rate.
+const CLOSED: f64 = 0.5;
 
 struct Options {
     rounds: usize,
@@ -45,6 +54,10 @@ struct Options {
     baseline: Option<PathBuf>,
     /// Only this number of viewers.
     viewers: Option<usize>,
+    /// Only this contender of the closed loop, for a profile.
+    contender: Option<String>,
+    /// Runs of the closed loop beside foreign load are repeated.
+    strict: bool,
 }
 
 fn options() -> anyhow::Result<Options> {
@@ -57,6 +70,8 @@ fn options() -> anyhow::Result<Options> {
         only: None,
         baseline: None,
         viewers: None,
+        contender: None,
+        strict: false,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -70,6 +85,8 @@ fn options() -> anyhow::Result<Options> {
             "--only" => options.only = Some(value()?),
             "--baseline" => options.baseline = Some(value()?.into()),
             "--viewers" => options.viewers = Some(value()?.parse()?),
+            "--contender" => options.contender = Some(value()?),
+            "--strict" => options.strict = true,
             other => bail!("unknown option {other}"),
         }
     }
@@ -80,6 +97,16 @@ fn main() -> anyhow::Result<()> {
     let options = options()?;
     let wanted = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
     let mut report = Report::new(options.rounds, options.seconds);
+    if wanted("closed") {
+        let plan = closed::Plan {
+            rounds: options.rounds,
+            each: Duration::from_secs_f64(options.seconds * CLOSED),
+            strict: options.strict,
+        };
+        let fan_outs = FAN_OUT.into_iter().filter(|n| options.viewers.is_none_or(|only| only == *n));
+        let only = options.contender.as_deref();
+        report.closed = closed::measure(plan, fan_outs, &SIZES, only, &mut report.disqualified)?;
+    }
     if wanted("copies") {
         copies(&options, &mut report)?;
     }

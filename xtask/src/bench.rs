@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 /// What `cargo xtask bench` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// What to run: `copies`, `latency` or `memory` of the user-space path, all of them without it; or
+    /// What to run: `closed`, `copies`, `latency` or `memory` of the user-space path, all of them without it; or
     /// `kernel` for the kernel path (needs root), followed by numbers of the catalogue such as B1 or B3
     parts: Vec<String>,
     /// Rounds per case; the committed figures come from 9 or more

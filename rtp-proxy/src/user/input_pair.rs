@@ -138,6 +138,15 @@ impl InputPair {
         shared.count_overflow(&*self.rtcp, &self.overflow[1], "input_rtcp");
     }
 
+    /// Receives what waits at one of the sockets and has it handled. `WouldBlock` says that the socket is empty.
+    pub(crate) fn take(&self, kind: Kind, shared: &Shared) -> io::Result<()> {
+        let socket = match kind {
+            Kind::Rtp => self.rtp.get_ref(),
+            Kind::Rtcp => self.rtcp.get_ref(),
+        };
+        shared.receive(socket, |now, io| self.handle(now, kind, io, shared))
+    }
+
     fn handle(&self, now: Instant, kind: Kind, io: &mut IoBuffers, shared: &Shared) {
         // One camera alone, the usual case: its lock judges strangers, too.
         if let [route] = self.routes.borrow().as_slice() {
@@ -177,7 +186,6 @@ async fn receive(shared: Rc<Shared>, pair: Weak<InputPair>, socket: Rc<AsyncFd<U
         let Some(pair) = pair.upgrade() else { return };
         // Answering WouldBlock after a batch that emptied the socket spares the call that would only find
         // that out: what comes later raises readiness again.
-        let _ = ready
-            .try_io(|socket| shared.receive(socket.get_ref(), |now, io| pair.handle(now, kind, io, &shared)));
+        let _ = ready.try_io(|_| pair.take(kind, &shared));
     }
 }

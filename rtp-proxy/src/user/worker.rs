@@ -34,13 +34,13 @@ pub(crate) mod inventory;
 mod kernel;
 mod players;
 mod receive;
+mod run;
 mod snapshot;
 mod steps;
 mod ticker;
 
-use ticker::Ticker;
-
 pub(crate) use kernel::KernelEnd;
+pub(crate) use run::Worker;
 pub(crate) use steps::leg_config;
 
 pub(crate) use command::{Command, Commands, PlayerPeer, Step, WorkerHandle};
@@ -92,83 +92,6 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("index", &self.index).finish_non_exhaustive()
     }
-}
-
-/// Runs a worker until it is told to stop.
-pub(crate) fn run(start: Start, commands: Commands) {
-    if let Some(core) = start.core {
-        let mut set = nix::sched::CpuSet::new();
-        // A container may not let us choose: then the scheduler does.
-        if set.set(core).is_ok() {
-            let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
-        }
-    }
-    // Local: a packet's way from the poll to its task has one scheduler less than with a `LocalSet`.
-    let built = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(tokio::runtime::LocalOptions::default())
-        .and_then(|runtime| Ok((runtime, Ticker::new()?)));
-    let (runtime, ticker) = match built {
-        Ok(built) => built,
-        Err(error) => {
-            tracing::error!(event = "worker.failed", worker = start.index, %error);
-            return;
-        }
-    };
-    // A task of its own: the future that a runtime blocks on has nothing to do with packets.
-    runtime.block_on(async move {
-        let _ = tokio::task::spawn_local(serve(start, commands, ticker)).await;
-    });
-}
-
-async fn serve(mut start: Start, mut commands: Commands, ticker: Ticker) {
-    let inherited = start.inherited.take();
-    let (shared, inbox) = Shared::new(start);
-    let shared = Rc::new(shared);
-    if let Some(inherited) = inherited
-        && !shared.inherit(inherited)
-    {
-        return;
-    }
-    if shared.index == 0 {
-        for pair in [&shared.players.v4, &shared.players.v6].into_iter().flatten() {
-            shared.clone().serve_players(pair);
-        }
-    }
-    tokio::task::spawn_local(release_reordered(shared.clone()));
-    if let Some(inbox) = inbox {
-        tokio::task::spawn_local(kernel::take_notes(shared.clone(), inbox));
-        tokio::task::spawn_local(kernel::pace(shared.clone()));
-    }
-    let ticker = match ticker.watch() {
-        Ok(ticker) => ticker,
-        Err(error) => return tracing::error!(event = "worker.failed", worker = shared.index, %error),
-    };
-    let mut ticks = 0u64;
-    loop {
-        ticker.run(!shared.streams.borrow().is_empty());
-        tokio::select! {
-            biased;
-            command = commands.recv() => match command {
-                None | Some(Command::Stop) => break,
-                Some(Command::Freeze(freeze)) => {
-                    // Connections that have just arrived take their place first.
-                    tokio::task::yield_now().await;
-                    shared.yield_kernel().await;
-                    shared.stand_still(freeze, &mut commands);
-                    shared.resume_kernel();
-                }
-                Some(command) => shared.obey(command),
-            },
-            () = ticker.tick() => {
-                ticks += 1;
-                shared.tick(ticks.is_multiple_of(10));
-            }
-        }
-    }
-    shared.leave_kernel();
-    // Sockets are closed by dropping the streams; connections end with the runtime.
-    shared.streams.borrow_mut().clear();
 }
 
 /// Sends on what waited in vain for a packet. Packets wait 20 ms; two rounds of this, the worst case, still

@@ -22,6 +22,8 @@ pub(crate) struct Cost {
     pub(crate) ns_per_copy: f64,
 }
 
+/// Name of ours.
+pub(crate) const PROXY: &str = "rtp-proxy";
 /// Names of the relays; the first word is what `bench_relay` calls them.
 pub(crate) const TOKIO: &str = "tokio relay";
 pub(crate) const SEGMENTING: &str = "segmenting relay";
@@ -66,7 +68,7 @@ fn serve((process, rtsp): (Pinned, SocketAddr), fan_out: usize) -> anyhow::Resul
         sessions.push(viewer);
         sinks.push(sink);
     }
-    Ok(Contender { name: "rtp-proxy", process, source, to, sinks, sequence: 4, _sessions: sessions })
+    Ok(Contender { name: PROXY, process, source, to, sinks, sequence: 4, _sessions: sessions })
 }
 
 /// Another build of the proxy, on other media ports.

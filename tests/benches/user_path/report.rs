@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use msm_tests::bench::stats::{interval, median};
 use serde_json::json;
 
-use super::contender::{BASELINE, Cost, SEGMENTING, TOKIO};
+use super::closed;
+use super::contender::{BASELINE, Cost, PROXY, SEGMENTING, TOKIO};
 use super::generator::Shape;
 use super::latency::Latency;
 use super::memory::Memory;
@@ -26,10 +27,31 @@ pub(crate) struct Case {
 pub(crate) struct Report {
     rounds: usize,
     seconds: f64,
+    pub(crate) closed: Vec<closed::Case>,
     pub(crate) cases: Vec<Case>,
     pub(crate) latency: Option<Latency>,
     pub(crate) memory: Option<Memory>,
     pub(crate) disqualified: Vec<String>,
+}
+
+/// What the catalogue asks of a case, as relay cost over proxy cost.
+pub(crate) fn target(shape: Shape, fan_out: usize) -> f64 {
+    match (shape, fan_out) {
+        (Shape::Burst(_), _) => 3.0,
+        (Shape::Single, 1) => 1.0 / 1.15,
+        (Shape::Single, _) => 1.0,
+    }
+}
+
+/// Whether ratios meet a target: by their whole interval, or by their median alone.
+pub(crate) fn verdict(ratios: &[f64], target: f64) -> &'static str {
+    if interval(ratios).0 >= target {
+        "yes"
+    } else if median(ratios) >= target {
+        "median"
+    } else {
+        "**no**"
+    }
 }
 
 impl Case {
@@ -54,16 +76,11 @@ impl Case {
 
     /// A contender's cost over the proxy's.
     fn ratios_of(&self, name: &str) -> Vec<f64> {
-        self.costs(name).iter().zip(self.costs("rtp-proxy")).map(|(relay, ours)| relay / ours).collect()
+        self.costs(name).iter().zip(self.costs(PROXY)).map(|(relay, ours)| relay / ours).collect()
     }
 
-    /// What the catalogue asks of this case, as relay cost over proxy cost.
     fn target(&self) -> f64 {
-        match (self.shape, self.fan_out) {
-            (Shape::Burst(_), _) => 3.0,
-            (Shape::Single, 1) => 1.0 / 1.15,
-            (Shape::Single, _) => 1.0,
-        }
+        target(self.shape, self.fan_out)
     }
 
     pub(crate) fn line(&self) -> String {
@@ -82,7 +99,7 @@ impl Case {
             self.fan_out,
             self.size,
             self.shape.name(),
-            median(&self.costs("rtp-proxy")),
+            median(&self.costs(PROXY)),
             median(&self.costs(TOKIO)),
             median(&self.ratios()),
             self.target(),
@@ -92,7 +109,15 @@ impl Case {
 
 impl Report {
     pub(crate) fn new(rounds: usize, seconds: f64) -> Self {
-        Self { rounds, seconds, cases: Vec::new(), latency: None, memory: None, disqualified: Vec::new() }
+        Self {
+            rounds,
+            seconds,
+            closed: Vec::new(),
+            cases: Vec::new(),
+            latency: None,
+            memory: None,
+            disqualified: Vec::new(),
+        }
     }
 
     pub(crate) fn to_json(&self) -> String {
@@ -126,7 +151,8 @@ impl Report {
         });
         format!(
             "{:#}\n",
-            json!({"rounds": self.rounds, "seconds": self.seconds, "kernel": kernel(), "cases": cases,
+            json!({"rounds": self.rounds, "seconds": self.seconds, "kernel": kernel(),
+                   "closed": closed::table::json(&self.closed), "cases": cases,
                    "latency": latency, "memory": memory, "disqualified": self.disqualified})
         )
     }
@@ -141,14 +167,18 @@ impl Report {
             self.rounds,
             self.seconds
         );
+        out.push_str(&closed::table::markdown(&self.closed));
         if !self.cases.is_empty() {
+            out.push_str(
+                "\n**Open loop, printed**: contenders as processes of their own, woken by packets.\n\n",
+            );
             out.push_str(
                 "| fan-out | packet | traffic | rtp-proxy ns/copy | tokio relay ns/copy | relay ÷ proxy | target | met | segmenting relay ÷ proxy | lost of copies (proxy; relay) |\n|---|---|---|---|---|---|---|---|---|---|\n",
             );
         }
         for case in &self.cases {
             let (low, high) = interval(&case.ratios());
-            let ((lost, copies), (relay_lost, relay_copies)) = (case.lost("rtp-proxy"), case.lost(TOKIO));
+            let ((lost, copies), (relay_lost, relay_copies)) = (case.lost(PROXY), case.lost(TOKIO));
             let (floor_low, floor_high) = interval(&case.ratios_of(SEGMENTING));
             let _ = writeln!(
                 out,
@@ -156,11 +186,11 @@ impl Report {
                 case.fan_out,
                 case.size,
                 case.shape.name(),
-                median(&case.costs("rtp-proxy")),
+                median(&case.costs(PROXY)),
                 median(&case.costs(TOKIO)),
                 median(&case.ratios()),
                 case.target(),
-                if median(&case.ratios()) >= case.target() { "yes" } else { "**no**" },
+                verdict(&case.ratios(), case.target()),
                 median(&case.ratios_of(SEGMENTING)),
             );
         }
