@@ -121,7 +121,9 @@ impl WorkerConfig {
     }
 }
 
-/// The pair that viewers of one address family are served from.
+/// The pair that viewers of one address family are served from. Its RTP socket only sends: what viewers send
+/// there punches holes and teaches nothing (RTP-1). Nobody waits for it either, so that a copy that has left
+/// need not look whether somebody does: a twentieth of a send.
 #[derive(Debug, Clone)]
 pub(crate) struct PlayerPair {
     pub(crate) rtp: Arc<UdpSocket>,
@@ -372,6 +374,7 @@ fn open_players(address: IpAddr, port: u16, config: &WorkerConfig) -> io::Result
         }
         (open(port)?, open(port + 1)?)
     };
+    udp::only_send(&rtp.socket)?;
     let ports = PortPair { rtp: rtp.socket.local_addr()?.port(), rtcp: rtcp.socket.local_addr()?.port() };
     Ok(PlayerPair {
         receive_buffer: rtp.receive_buffer.min(rtcp.receive_buffer),

@@ -279,6 +279,7 @@ fn restore_players(
     let mut sockets = PlayerSockets::default();
     for pair in players {
         let (rtp, rtcp) = (bound(descriptors.take(pair.rtp)?)?, bound(descriptors.take(pair.rtcp)?)?);
+        udp::only_send(&rtp.socket).map_err(wrong)?;
         let address: SocketAddr = rtp.socket.local_addr().map_err(wrong)?;
         let ports = PortPair { rtp: address.port(), rtcp: rtcp.socket.local_addr().map_err(wrong)?.port() };
         if config.player_port != 0 && config.player_port != ports.rtp {

@@ -21,6 +21,8 @@ pub(crate) struct IoBuffers {
     pub(crate) order_bytes: u64,
     /// How `order` leaves by UDP.
     pub(crate) runs: Vec<Run>,
+    /// Legs, by their place in the track, that get all of `order` as it is and have not got it yet.
+    pub(crate) together: Vec<usize>,
     /// `order` as shared frames, for interleaved legs; filled when the first of them asks.
     pub(crate) shared: Vec<Bytes>,
     /// What one projected or choosy leg sends of it.
@@ -43,6 +45,7 @@ impl IoBuffers {
             order: Vec::new(),
             order_bytes: 0,
             runs: Vec::new(),
+            together: Vec::new(),
             shared: Vec::new(),
             edits: Vec::new(),
             chosen: Vec::new(),
@@ -69,6 +72,7 @@ impl IoBuffers {
     /// Lines up the admitted packets and how they leave.
     pub(crate) fn line_up(&mut self) {
         self.order.clear();
+        self.together.clear();
         self.shared.clear();
         if self.batch.is_whole() {
             self.order.extend_from_slice(&self.packets);

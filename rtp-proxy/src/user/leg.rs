@@ -17,8 +17,10 @@ use super::udp::{self, Destination, Piece, Run};
 
 mod in_order;
 pub(crate) mod inventory;
+mod together;
 
 pub(crate) use in_order::InOrder;
+pub(crate) use together::send_together;
 
 /// Counters by [`DropReason`].
 #[derive(Debug, Clone, Copy, Default)]
@@ -103,18 +105,26 @@ pub(crate) struct LegOut {
     pub(crate) kernel: LegKernel,
 }
 
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forwarded {
+    /// So many packets and bytes were sent.
+    Sent(u64, u64),
+    /// The leg gets all of it as it is, as others do: [`send_together`] sends it.
+    Together,
+}
+
 impl LegOut {
-    /// Sends what this leg gets of the batch that `io` holds, as far as `part` is ours to send. Returns
-    /// packets and bytes sent.
+    /// Sends what this leg gets of the batch that `io` holds, as far as `part` is ours to send.
     pub(crate) fn forward(
         &mut self,
         now: Instant,
         input: &TrackInput,
         part: Part,
         io: &mut IoBuffers,
-    ) -> (u64, u64) {
+    ) -> Forwarded {
         if matches!(self.state, GateState::Disabled | GateState::Paused) {
-            return (0, 0);
+            return Forwarded::Sent(0, 0);
         }
         let splices = self.media.sent().splices;
         let pass = self.media.handle_batch(now, input, &io.batch, part, &mut io.edits);
@@ -125,12 +135,13 @@ impl LegOut {
             self.send_report(now, input, io);
         }
         if matches!(pass, Pass::Nothing) {
-            return (0, 0);
+            return Forwarded::Sent(0, 0);
         }
         self.state = GateState::Active;
         let before = (self.packets, self.bytes);
-        match (&mut self.way, pass) {
+        match (&self.way, pass) {
             (_, Pass::Nothing) => {}
+            (Way::Udp { .. }, Pass::All) if self.goes_along(&io.runs) => return Forwarded::Together,
             (Way::Udp { .. }, Pass::All) => {
                 let IoBuffers { receive, order, runs, .. } = &*io;
                 self.send_runs(receive.bytes(), order, runs);
@@ -153,7 +164,7 @@ impl LegOut {
             }
             (Way::Channels { .. }, pass) => self.forward_frames(now, pass, io),
         }
-        (self.packets - before.0, self.bytes - before.1)
+        Forwarded::Sent(self.packets - before.0, self.bytes - before.1)
     }
 
     /// The same for a leg on channels of a connection.

@@ -15,7 +15,7 @@ use msm_media::{ClockRate, Codec, InputConfig, InputEvent, InputOutput, PeerLock
 
 use super::input_pair::InputPair;
 use super::io_buffers::IoBuffers;
-use super::leg::{Drops, GateState, LegOut};
+use super::leg::{Drops, Forwarded, GateState, LegOut, send_together};
 use super::tcp::ConnWay;
 use super::udp::{self, Destination};
 use super::worker::Shared;
@@ -348,7 +348,13 @@ impl Stream {
                     // source they have heard nothing from (rtspsrc). RTP-21.
                     out.send_report(now, media, io);
                 }
-                let (packets, bytes) = out.forward(now, media, part, io);
+                let (packets, bytes) = match out.forward(now, media, part, io) {
+                    Forwarded::Sent(packets, bytes) => (packets, bytes),
+                    Forwarded::Together => {
+                        io.together.push(at);
+                        continue;
+                    }
+                };
                 if out.is_waiting() {
                     shared.note_reordered();
                 }
@@ -359,6 +365,9 @@ impl Stream {
                     out.send_report(now, media, io);
                 }
             }
+            let (packets, bytes) = send_together(legs, io);
+            self.out_packets += packets;
+            self.out_bytes += bytes;
             self.alive_at = Some(now);
         }
         self.after_batch(now, index, io.receive.is_emptied(), shared);

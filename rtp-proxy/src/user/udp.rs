@@ -1,14 +1,12 @@
 //! UDP of the data path: sockets, batched receive, segmented send.
 //!
 //! Owns the system calls and their buffers and knows nothing of RTP, streams or legs. The only module of
-//! the user path with `unsafe`, its children included: `recvmmsg`, `sendmsg` and `sendto` over buffers that live here or are
-//! borrowed for the length of the call.
+//! the user path with `unsafe`, its children included: `recvmmsg`, `sendmmsg`, `sendmsg` and `sendto` over
+//! buffers that live here or are borrowed for the length of the call.
 
 use std::io;
-use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::ptr;
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -16,8 +14,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 mod receive;
+mod send;
 
-pub(crate) use receive::{ReceiveBuffer, dropped, recv_error};
+pub(crate) use receive::{ReceiveBuffer, dropped_since, recv_error};
+pub(crate) use send::{
+    Destination, MOST, segmentation_refused, send_one, send_same, send_segmented, was_pending_error,
+};
 
 /// Datagrams of one receive call, and at most that many segments in one send (`performance.md` 1.4:
 /// senders stay at 64, older kernels stop there).
@@ -80,6 +82,13 @@ pub(crate) fn inherited(socket: UdpSocket) -> io::Result<Bound> {
     Ok(Bound { socket, receive_buffer })
 }
 
+/// From now on a socket only sends: what arrives is dropped in the kernel, which counts it ([`dropped_since`]).
+pub(crate) fn only_send(socket: &UdpSocket) -> io::Result<()> {
+    // "ret #0": nothing of the datagram is kept.
+    let none = socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+    socket2::SockRef::from(socket).attach_filter(&[none])
+}
+
 /// The local address that the kernel would send from to `peer`; `None` when there is no route.
 pub(crate) fn route_source(peer: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr =
@@ -132,197 +141,6 @@ pub(crate) fn split_runs(pieces: &[Piece], runs: &mut Vec<Run>) {
         total = len;
         open = len > 0;
     }
-}
-
-/// The larger of an IPv4 and an IPv6 address as the kernel wants it.
-const NAME: usize = size_of::<libc::sockaddr_in6>();
-
-#[repr(C, align(4))]
-#[derive(Clone, Copy)]
-struct Name([u8; NAME]);
-
-/// Where to send, prepared once per leg: the address as the kernel wants it, and the source address where
-/// the kernel would choose another one than the viewer knows (RTSP-14).
-#[derive(Clone)]
-pub(crate) struct Destination {
-    addr: SocketAddr,
-    name: Name,
-    name_len: libc::socklen_t,
-    source: Option<IpAddr>,
-}
-
-impl std::fmt::Debug for Destination {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Destination")
-            .field("addr", &self.addr)
-            .field("source", &self.source)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Destination {
-    /// `source`: address to send from, `None` to leave it to the kernel, which is cheaper.
-    pub(crate) fn new(addr: SocketAddr, source: Option<IpAddr>) -> Self {
-        let sock = socket2::SockAddr::from(addr);
-        let mut name = Name([0; NAME]);
-        // SAFETY: SockAddr owns len() bytes at as_ptr(); of those at most NAME are copied, into NAME bytes.
-        unsafe {
-            let len = (sock.len() as usize).min(NAME);
-            ptr::copy_nonoverlapping(sock.as_ptr().cast::<u8>(), name.0.as_mut_ptr(), len);
-        }
-        Self { addr, name, name_len: sock.len(), source }
-    }
-
-    pub(crate) fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-
-    pub(crate) fn source(&self) -> Option<IpAddr> {
-        self.source
-    }
-}
-
-/// Sends one packet by the cheapest call there is.
-///
-/// # Errors
-/// Those of `sendto`.
-pub(crate) fn send_one(fd: RawFd, to: &Destination, packet: &[u8]) -> io::Result<()> {
-    if to.source.is_some() {
-        return send_message(fd, to, packet, &[Piece { offset: 0, len: packet.len() as u32 }], None);
-    }
-    // SAFETY: `packet` is borrowed for the call, `name` holds `name_len` bytes of an address.
-    let sent = unsafe {
-        libc::sendto(
-            fd,
-            packet.as_ptr().cast(),
-            packet.len(),
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-            ptr::from_ref(&to.name).cast(),
-            to.name_len,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Sends pieces of `bytes`, all `size` long but the last, by one call with `UDP_SEGMENT`. At most [`BATCH`]
-/// pieces and [`MAX_SEND`] bytes.
-///
-/// # Errors
-/// Those of `sendmsg`: `EINVAL` or `EMSGSIZE` where `size` exceeds the path's MTU, `EIO` where the device
-/// computes no checksums.
-pub(crate) fn send_segmented(
-    fd: RawFd,
-    to: &Destination,
-    bytes: &[u8],
-    pieces: &[Piece],
-    size: u16,
-) -> io::Result<()> {
-    send_message(fd, to, bytes, pieces, Some(size))
-}
-
-fn send_message(
-    fd: RawFd,
-    to: &Destination,
-    bytes: &[u8],
-    pieces: &[Piece],
-    size: Option<u16>,
-) -> io::Result<()> {
-    let mut iovecs = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; BATCH];
-    let mut used = 0;
-    let mut end = usize::MAX;
-    for piece in pieces {
-        let Some(slice) = bytes.get(piece.range()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        // Neighbours become one vector: a super-packet that came whole leaves whole.
-        if piece.offset as usize == end
-            && let Some(last) = iovecs.get_mut(used - 1)
-        {
-            last.iov_len += slice.len();
-        } else if let Some(next) = iovecs.get_mut(used) {
-            *next = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
-            used += 1;
-        } else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        end = piece.range().end;
-    }
-    let mut control = Control([0; CONTROL]);
-    // SAFETY: all zeroes is a valid msghdr.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_name = ptr::from_ref(&to.name).cast_mut().cast();
-    header.msg_namelen = to.name_len;
-    header.msg_iov = iovecs.as_mut_ptr();
-    header.msg_iovlen = used as _;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL as _;
-    let mut len = 0usize;
-    // SAFETY: `control` is aligned for cmsghdr and larger than the two messages written (24 + 40 bytes);
-    // CMSG_NXTHDR stays within msg_controllen, and a null from it ends the writing.
-    unsafe {
-        let mut cmsg = libc::CMSG_FIRSTHDR(&raw const header);
-        if let Some(size) = size.filter(|_| pieces.len() > 1) {
-            len += write_control(cmsg, libc::SOL_UDP, libc::UDP_SEGMENT, size);
-            cmsg = libc::CMSG_NXTHDR(&raw const header, cmsg);
-        }
-        if !cmsg.is_null() {
-            match to.source {
-                Some(IpAddr::V4(ip)) => {
-                    let info = libc::in_pktinfo {
-                        ipi_ifindex: 0,
-                        ipi_spec_dst: libc::in_addr { s_addr: u32::from(ip).to_be() },
-                        ipi_addr: libc::in_addr { s_addr: 0 },
-                    };
-                    len += write_control(cmsg, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
-                }
-                Some(IpAddr::V6(ip)) => {
-                    let info = libc::in6_pktinfo {
-                        ipi6_addr: libc::in6_addr { s6_addr: ip.octets() },
-                        ipi6_ifindex: 0,
-                    };
-                    len += write_control(cmsg, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
-                }
-                None => {}
-            }
-        }
-    }
-    header.msg_controllen = len as _;
-    if len == 0 {
-        header.msg_control = ptr::null_mut();
-    }
-    // SAFETY: every pointer in `header` is to this frame, to `to` or into `bytes`, with its true length;
-    // sendmsg reads only.
-    let sent = unsafe { libc::sendmsg(fd, &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Writes one control message and returns the space it takes.
-///
-/// # Safety
-/// `cmsg` points into an aligned control buffer with at least `CMSG_SPACE(size_of::<T>())` bytes left.
-unsafe fn write_control<T>(cmsg: *mut libc::cmsghdr, level: i32, kind: i32, value: T) -> usize {
-    let size = size_of::<T>() as libc::c_uint;
-    // SAFETY: the caller vouches for the room; the payload may be unaligned for T.
-    unsafe {
-        (*cmsg).cmsg_level = level;
-        (*cmsg).cmsg_type = kind;
-        (*cmsg).cmsg_len = libc::CMSG_LEN(size) as _;
-        ptr::write_unaligned(libc::CMSG_DATA(cmsg).cast::<T>(), value);
-        libc::CMSG_SPACE(size) as usize
-    }
-}
-
-/// Whether a failed segmented send is worth repeating packet by packet.
-pub(crate) fn segmentation_refused(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO | libc::ENOPROTOOPT | libc::EOPNOTSUPP)
-    )
-}
-
-/// Whether a send failed only because an earlier ICMP error was waiting to be told: repeat it.
-pub(crate) fn was_pending_error(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH))
 }
 
 /// Opens an RTP and RTCP pair on consecutive ports, RTP even, within `range`, starting to look at

@@ -176,8 +176,7 @@ impl Shared {
 
     /// Adds what a socket's drop counter grew by.
     pub(crate) fn count_overflow(&self, watched: &impl AsRawFd, last: &Cell<u32>, socket: &'static str) {
-        let Some(now) = udp::dropped(watched) else { return };
-        let grown = u64::from(now.wrapping_sub(last.replace(now)));
+        let grown = udp::dropped_since(watched, last);
         if grown == 0 {
             return;
         }
@@ -398,7 +397,9 @@ impl Shared {
             let [rtp4, rtcp4, rtp6, rtcp6] = &self.player_overflow;
             for (pair, rtp, rtcp) in [(&self.players.v4, rtp4, rtcp4), (&self.players.v6, rtp6, rtcp6)] {
                 if let Some(pair) = pair {
-                    self.count_overflow(&*pair.rtp, rtp, "player_rtp");
+                    // RTP-1: punches are counted and teach nothing. The socket keeps nothing, so what it
+                    // dropped is what came.
+                    self.drops.borrow_mut().count(DropReason::NoFlow, udp::dropped_since(&*pair.rtp, rtp));
                     self.count_overflow(&*pair.rtcp, rtcp, "player_rtcp");
                 }
             }

@@ -12,7 +12,7 @@ use msm_rtsp::conn::{ConnLimits, Role};
 use msm_rtsp::message::{Response, Status};
 use rtp_proxy::install::Installer;
 use rtp_proxy::user::tcp::ConnHandle;
-use rtp_proxy::user::{UserEvent, WorkerConfig, Workers};
+use rtp_proxy::user::{Driven, UserEvent, WorkerConfig, Workers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
@@ -112,7 +112,17 @@ impl Lab {
 
     pub(crate) fn start(config: WorkerConfig) -> Self {
         let (sender, events) = mpsc::channel(64);
-        let workers = Workers::start(config, sender).unwrap();
+        Self::of(Workers::start(config, sender).unwrap(), events)
+    }
+
+    /// One with a worker that runs when the test says so.
+    pub(crate) fn driven() -> (Self, Driven) {
+        let (sender, events) = mpsc::channel(64);
+        let (workers, worker) = Workers::start_driven(Self::config(), sender).unwrap();
+        (Self::of(workers, events), worker)
+    }
+
+    fn of(workers: Workers, events: mpsc::Receiver<UserEvent>) -> Self {
         let installer = workers.installer();
         let stream = StreamId::new(1, [7; 10]);
         let track = TrackRow {

@@ -1,6 +1,7 @@
 //! More than one worker: streams live apart, connections and viewers' sockets are shared.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use msm_graph::{LegEncap, LegId, LegOp, LegState, Report, RowOp, StreamId};
@@ -8,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::lab::{
-    Lab, Pair, V4, camera, frame, read_frame, read_response, receiver_report, recv, rtp, run_on,
+    Lab, Pair, V4, V6, camera, frame, read_frame, read_response, receiver_report, recv, rtp, run_on,
     sender_report, ssrc_of,
 };
 
@@ -287,5 +288,60 @@ fn a_stalled_viewer_is_shed_by_the_worker_of_another_stream() {
             lab.report(|report| matches!(report, Report::LegFailed { leg, .. } if *leg == stuck)).await;
         assert!(matches!(failed, Report::LegFailed { reason, .. } if reason.as_str() == "stuck_writer"));
         assert!(lab.dropped("queue_full").await > 0);
+    });
+}
+
+#[test]
+fn a_driven_worker_forwards_at_the_call_of_its_holder_and_not_before() {
+    let (mut lab, worker) = Lab::driven();
+    let (camera, to, viewers) = worker.drive(async {
+        let (camera, [to, _]) = lab.active_camera(&rtp(0, 0, 7, 172)).await;
+        let mut viewers = Vec::new();
+        for ip in [V4, V4, V6] {
+            let viewer = Pair::open(ip).await;
+            let leg = lab.attach_udp(&viewer).await;
+            assert_eq!(lab.arm(leg).await.seq, 1);
+            viewers.push(viewer.rtp.into_std().unwrap());
+        }
+        (camera.rtp.into_std().unwrap(), to, viewers)
+    });
+    let mut next = 1;
+    for burst in [1u16, 32, 1, 64, 3] {
+        let sent: Vec<_> = (next..next + burst).map(|i| rtp(i, u32::from(i) * 160, 7, 172)).collect();
+        next += burst;
+        for packet in &sent {
+            camera.send_to(packet, to).unwrap();
+        }
+        let mut packet = [0; 2_048];
+        for viewer in &viewers {
+            assert!(viewer.recv(&mut packet).is_err(), "nobody has called yet");
+        }
+        worker.turn();
+        for viewer in &viewers {
+            for expected in &sent {
+                let len = viewer.recv(&mut packet).unwrap();
+                assert_eq!(packet[..len], *expected);
+            }
+            assert!(viewer.recv(&mut packet).is_err(), "each of them once");
+        }
+    }
+    let legs = worker.drive(lab.workers.snapshot()).streams.remove(0).legs;
+    assert!(legs.len() == 3 && legs.iter().all(|leg| leg.packets == 101), "{legs:?}");
+}
+
+#[test]
+fn what_viewers_send_to_the_media_port_is_counted_and_goes_nowhere() {
+    run_on(1, async |mut lab| {
+        let (camera, [to, _]) = camera(&mut lab, 1).await;
+        let (viewer, _) = lab.play_udp().await;
+        let media = SocketAddr::new(V4, lab.workers.player_ports().unwrap().rtp);
+        // RTP-1: ffmpeg's and GStreamer's punches.
+        for punch in [&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &[0x5a; 200]] {
+            viewer.rtp.send_to(punch, media).await.unwrap();
+        }
+        camera.rtp.send_to(&rtp(1, 160, 1, 172), to).await.unwrap();
+        assert_eq!(viewer.recv().await, rtp(1, 160, 1, 172));
+        assert_eq!(lab.dropped("no_flow").await, 2);
+        assert_eq!(lab.dropped("socket_overflow").await, 0);
     });
 }

@@ -1,5 +1,6 @@
 //! Batched receive, and what a socket tells of its sends.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
@@ -8,19 +9,22 @@ use std::ptr;
 
 use super::{BATCH, CONTROL, Control, Piece};
 
-/// Bytes of a datagram that are received into a small slot. Nearly all fit whole, and a batch of them lies on a
-/// few pages: 64 KiB apart, each would cost a miss of the TLB in the kernel's copy and another in the send.
+/// Longest datagram that a small slot takes. Nearly all fit whole, and a batch of them lies on a few pages:
+/// 64 KiB apart, each would cost a miss of the TLB in the kernel's copy and another in the send.
 const SMALL: usize = 2_048;
-/// From one small slot to the next: an odd number of cache lines, so that the first lines of 64 slots do not
-/// fall into the same cache sets.
-const SMALL_SLOT: usize = SMALL + 64;
+/// Shortest small slot.
+const SMALLEST: usize = 64;
+/// So few messages are received straight into large slots: a vector less, and two pages in all.
+const THIN: usize = 2;
+/// Receive calls after which small slots may become shorter.
+const WINDOW: u32 = 256;
 /// Longest datagram or super-packet.
 const LARGE: usize = 65_536;
 /// From one large slot to the next. A datagram that does not fit its small slot goes on here, behind room for
 /// what stands in the small one.
 const LARGE_SLOT: usize = LARGE + 64;
 /// Where the large slots begin.
-const LARGE_BASE: usize = SMALL_SLOT * BATCH;
+const LARGE_BASE: usize = SMALL * BATCH;
 /// Where packets that waited elsewhere are copied.
 const SPARE: usize = LARGE_BASE + LARGE_SLOT * BATCH;
 /// One datagram, or one super-packet of `segment`-sized datagrams, as received.
@@ -52,6 +56,13 @@ pub(crate) struct ReceiveBuffer {
     names: Vec<libc::sockaddr_storage>,
     controls: Vec<Control>,
     datagrams: Vec<Datagram>,
+    /// Length of the small slots, which lie side by side: that of the longest datagram of late. Those of a burst
+    /// are of one length but for the last, so they come to lie next to each other and leave as one piece; a
+    /// vector less per packet is about a tenth of a send.
+    slot: usize,
+    /// Longest datagram of the window that a small slot could take, and calls within the window.
+    longest: usize,
+    calls: u32,
     /// Messages asked for at the next call: few for a thin stream, [`BATCH`] for a thick one.
     want: usize,
     spare_used: usize,
@@ -74,6 +85,9 @@ impl ReceiveBuffer {
             names: vec![name; BATCH],
             controls: vec![Control([0; CONTROL]); BATCH],
             datagrams: Vec::with_capacity(BATCH),
+            slot: SMALL,
+            longest: 0,
+            calls: 0,
             want: 2,
             spare_used: 0,
             emptied: false,
@@ -125,26 +139,32 @@ impl ReceiveBuffer {
         let want = self.want.clamp(1, BATCH);
         let mut iovecs = [const { MaybeUninit::<[libc::iovec; 2]>::uninit() }; BATCH];
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
+        let slot = self.slot;
+        let thin = want <= THIN;
         let (small, large) = self.bytes.split_at_mut(LARGE_BASE);
-        let slots = small.chunks_exact_mut(SMALL_SLOT).zip(large.chunks_exact_mut(LARGE_SLOT));
+        let slots = small.chunks_exact_mut(slot).zip(large.chunks_exact_mut(LARGE_SLOT));
         for (((((small, large), name), control), iovec), header) in
             slots.zip(&mut self.names).zip(&mut self.controls).zip(&mut iovecs).zip(&mut headers).take(want)
         {
-            let iovec = iovec.write([
-                libc::iovec { iov_base: small.as_mut_ptr().cast(), iov_len: SMALL },
-                libc::iovec { iov_base: large[SMALL..].as_mut_ptr().cast(), iov_len: LARGE - SMALL },
-            ]);
+            let iovec = iovec.write(if thin {
+                [libc::iovec { iov_base: large.as_mut_ptr().cast(), iov_len: LARGE }; 2]
+            } else {
+                [
+                    libc::iovec { iov_base: small.as_mut_ptr().cast(), iov_len: slot },
+                    libc::iovec { iov_base: large[slot..].as_mut_ptr().cast(), iov_len: LARGE - slot },
+                ]
+            });
             // SAFETY: mmsghdr is a plain C struct, all zeroes (no name, no buffers, no flags) is valid.
             let header = header.write(unsafe { mem::zeroed() });
             header.msg_hdr.msg_name = ptr::from_mut(name).cast();
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
             header.msg_hdr.msg_iov = iovec.as_mut_ptr();
-            header.msg_hdr.msg_iovlen = 2;
+            header.msg_hdr.msg_iovlen = if thin { 1 } else { 2 };
             header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = CONTROL as _;
         }
         // SAFETY: the first `want` headers were written above; each points to a name, a control buffer and
-        // two iovecs with slots of their own, all owned by `self` or this frame and alive during the call,
+        // one or two iovecs with slots of their own, all owned by `self` or this frame and alive during the call,
         // with their true sizes. No timeout is passed.
         let received = unsafe {
             libc::recvmmsg(
@@ -165,21 +185,38 @@ impl ReceiveBuffer {
             let segment = read_control(&header.msg_hdr);
             let Some(from) = self.names.get(index).and_then(decode_addr) else { continue };
             let len = (header.msg_len as usize).min(LARGE);
-            let (small, large) = (index * SMALL_SLOT, LARGE_BASE + index * LARGE_SLOT);
-            let offset = if len <= SMALL {
+            if len <= SMALL {
+                self.longest = self.longest.max(len);
+            }
+            let (small, large) = (index * slot, LARGE_BASE + index * LARGE_SLOT);
+            let offset = if thin {
+                large
+            } else if len <= slot {
                 small
             } else {
-                self.bytes.copy_within(small..small + SMALL, large);
+                self.bytes.copy_within(small..small + slot, large);
                 large
             };
             let piece = Piece { offset: offset as u32, len: len as u32 };
             let segment = segment.filter(|s| *s > 0).unwrap_or(piece.len);
             self.datagrams.push(Datagram { piece, from, segment });
         }
+        self.fit();
         let emptied = received < want;
         self.emptied = emptied;
         self.want = if emptied { (received + 1).next_power_of_two() } else { BATCH };
         Ok(emptied)
+    }
+
+    /// Makes the small slots as long as the datagrams are: longer at once, shorter after a while.
+    fn fit(&mut self) {
+        self.calls += 1;
+        if self.longest > self.slot {
+            self.slot = self.longest;
+        } else if self.calls >= WINDOW {
+            self.slot = self.longest.max(SMALLEST);
+            (self.calls, self.longest) = (0, 0);
+        }
     }
 }
 
@@ -202,9 +239,14 @@ fn read_control(header: &libc::msghdr) -> Option<u32> {
     segment
 }
 
-/// Datagrams that a socket has dropped for want of room since it was opened. `None` where the kernel does not
-/// tell (before 4.12).
-pub(crate) fn dropped(socket: &impl AsRawFd) -> Option<u32> {
+/// What a socket has dropped since it had dropped `last`, which is brought up to date: for want of room, or by
+/// its filter.
+pub(crate) fn dropped_since(socket: &impl AsRawFd, last: &Cell<u32>) -> u64 {
+    dropped(socket).map_or(0, |now| u64::from(now.wrapping_sub(last.replace(now))))
+}
+
+/// Datagrams that a socket has dropped since it was opened. `None` where the kernel does not tell (before 4.12).
+fn dropped(socket: &impl AsRawFd) -> Option<u32> {
     /// Place of the drop counter in `SO_MEMINFO` (`SK_MEMINFO_DROPS` of `linux/sock_diag.h`).
     const DROPS: usize = 8;
     let mut values = [0_u32; DROPS + 1];

@@ -130,3 +130,93 @@ fn a_used_up_range_says_so() {
     let error = open_pair(local, &(port..=port + 1), &mut 0, SIZES).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
 }
+
+#[test]
+fn one_call_sends_the_same_to_all_until_one_fails() {
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let (sender, _) = open_any_pair(IpAddr::V4(Ipv4Addr::UNSPECIFIED), SIZES, true).unwrap();
+    let viewers: Vec<_> = (0..4).map(|_| open_any_pair(local, SIZES, false).unwrap().0.socket).collect();
+    let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
+    // Every other one is to see an address of its own.
+    let mut to: Vec<_> = viewers
+        .iter()
+        .enumerate()
+        .map(|(i, viewer)| Destination::new(viewer.local_addr().unwrap(), (i % 2 == 1).then_some(source)))
+        .collect();
+    let bytes: Vec<u8> = (0..3 * 172 - 9).map(|i| (i % 251) as u8).collect();
+    let parts = pieces(&[172, 172, 163]);
+    let fd = descriptor(&sender.socket);
+    assert_eq!(send_same(fd, to.iter(), &bytes, &parts, 172), 4);
+    // Nobody has port 0: whoever is behind it waits for a call of his own.
+    to.insert(2, Destination::new((local, 0).into(), None));
+    assert_eq!(send_same(fd, to.iter(), &bytes, &parts[..1], 172), 2);
+    assert_eq!(send_same(fd, to[2..].iter(), &bytes, &parts[..1], 172), 0);
+    assert_eq!(send_same(fd, to[3..].iter(), &bytes, &parts[..1], 172), 2);
+    for (index, viewer) in viewers.iter().enumerate() {
+        let mut buffer = ReceiveBuffer::new();
+        let mut got = Vec::new();
+        while got.len() < 4 {
+            wait(&mut buffer, viewer);
+            for datagram in buffer.datagrams() {
+                assert_eq!(datagram.from.ip(), if index % 2 == 1 { source } else { local }, "{index}");
+                got.extend(datagram.segments().map(|piece| buffer.bytes()[piece.range()].to_vec()));
+            }
+        }
+        let sent = parts.iter().chain(&parts[..1]).map(|piece| bytes[piece.range()].to_vec());
+        assert!(got.into_iter().eq(sent), "{index}");
+    }
+}
+
+#[test]
+fn datagrams_arrive_whole_whatever_came_before_and_those_of_a_burst_come_to_lie_side_by_side() {
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let (rtp, _) = open_any_pair(local, SIZES, false).unwrap();
+    let (sender, _) = open_any_pair(local, SIZES, false).unwrap();
+    let to = Destination::new(rtp.socket.local_addr().unwrap(), None);
+    let mut buffer = ReceiveBuffer::new();
+    let mut burst = |lens: &[usize]| {
+        let sent: Vec<Vec<u8>> =
+            lens.iter().map(|len| (0..*len).map(|i| (i * len) as u8).collect()).collect();
+        for packet in &sent {
+            send_one(descriptor(&sender.socket), &to, packet).unwrap();
+        }
+        let mut got = 0;
+        let mut neighbours = true;
+        while got < sent.len() {
+            wait(&mut buffer, &rtp.socket);
+            let mut end = None;
+            for datagram in buffer.datagrams() {
+                assert_eq!(buffer.bytes()[datagram.piece.range()], sent[got], "{lens:?}");
+                neighbours &= end.is_none_or(|end| end == datagram.piece.range().start);
+                end = Some(datagram.piece.range().end);
+                got += 1;
+            }
+        }
+        neighbours
+    };
+    assert!(!burst(&[172; 8]), "slots are long at first");
+    for _ in 0..1_000 {
+        burst(&[172; 2]);
+    }
+    assert!(burst(&[172; 32]));
+    // Longer ones find room, too, and at once have longer slots.
+    burst(&[172, 1_200, 173, 5_000, 1_200, 0, 65_507, 12]);
+    assert!(burst(&[1_200, 1_200, 1_200, 80]), "a shorter last one ends the row");
+}
+
+#[test]
+fn a_socket_that_only_sends_keeps_nothing_and_counts() {
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let (deaf, _) = open_any_pair(local, SIZES, true).unwrap();
+    let (sender, _) = open_any_pair(local, SIZES, false).unwrap();
+    only_send(&deaf.socket).unwrap();
+    let to = Destination::new(deaf.socket.local_addr().unwrap(), None);
+    let last = std::cell::Cell::new(0);
+    for packet in [&b"punch"[..], b"", &[0x80; 1_400]] {
+        send_one(descriptor(&sender.socket), &to, packet).unwrap();
+    }
+    assert_eq!(dropped_since(&deaf.socket, &last), 3);
+    assert_eq!(dropped_since(&deaf.socket, &last), 0);
+    let error = ReceiveBuffer::new().recv(&deaf.socket).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+}

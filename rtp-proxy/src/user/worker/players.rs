@@ -12,8 +12,8 @@ use msm_control_plane::event::OpError;
 use msm_fastpath::DropReason;
 use msm_graph::LegId;
 
+use super::Shared;
 use super::command::{Command, PlayerPeer};
-use super::{Kind, Shared};
 use crate::user::io_buffers::IoBuffers;
 use crate::user::{PlayerPair, udp};
 
@@ -52,35 +52,20 @@ impl Shared {
         }
     }
 
-    /// Receives what viewers send to the pair that serves them.
+    /// Receives the reports that viewers send to the pair that serves them.
     pub(super) fn serve_players(self: Rc<Self>, pair: &PlayerPair) {
-        for (socket, kind) in [(&pair.rtp, Kind::Rtp), (&pair.rtcp, Kind::Rtcp)] {
-            let socket = socket.try_clone().and_then(udp::readable);
-            let socket = match socket {
-                Ok(socket) => socket,
-                Err(error) => {
-                    tracing::error!(event = "worker.failed", worker = self.index, %error);
-                    continue;
-                }
-            };
-            let shared = self.clone();
-            tokio::task::spawn_local(async move {
-                while let Ok(mut ready) = socket.readable().await {
-                    let _ = ready.try_io(|socket| {
-                        shared.receive(socket.get_ref(), |_, io| {
-                            match kind {
-                                // RTP-1: punches are counted and teach nothing.
-                                Kind::Rtp => {
-                                    let packets = io.receive.datagrams().len() as u64;
-                                    shared.drops.borrow_mut().count(DropReason::NoFlow, packets);
-                                }
-                                Kind::Rtcp => shared.clone().dispatch_rtcp(io),
-                            }
-                        })
-                    });
-                }
-            });
-        }
+        let socket = match pair.rtcp.try_clone().and_then(udp::readable) {
+            Ok(socket) => socket,
+            Err(error) => {
+                return tracing::error!(event = "worker.failed", worker = self.index, %error);
+            }
+        };
+        tokio::task::spawn_local(async move {
+            while let Ok(mut ready) = socket.readable().await {
+                let _ = ready
+                    .try_io(|socket| self.receive(socket.get_ref(), |_, io| self.clone().dispatch_rtcp(io)));
+            }
+        });
     }
 
     /// RTCP of viewers: told apart by address alone (RTP-2).
