@@ -72,6 +72,15 @@ fn user_path(args: &BenchArgs) -> anyhow::Result<()> {
     if let Some(baseline) = &args.baseline {
         command.arg("--baseline").arg(baseline);
     }
+    if args.record {
+        if args.rounds < 9 {
+            bail!("figures are recorded from 9 rounds or more");
+        }
+        if !args.parts.is_empty() || args.viewers.is_some() {
+            bail!("the recorded report is of all parts");
+        }
+        command.arg("--strict");
+    }
     if let Some(viewers) = args.viewers {
         command.args(["--viewers", &viewers.to_string()]);
     }

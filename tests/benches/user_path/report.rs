@@ -170,7 +170,7 @@ impl Report {
         out.push_str(&closed::table::markdown(&self.closed));
         if !self.cases.is_empty() {
             out.push_str(
-                "\n**Open loop, printed**: contenders as processes of their own, woken by packets.\n\n",
+                "\n**Open loop, printed.** CPU ns per copy of the contender's process, which packets wake.\n\n",
             );
             out.push_str(
                 "| fan-out | packet | traffic | rtp-proxy ns/copy | tokio relay ns/copy | relay ÷ proxy | target | met | segmenting relay ÷ proxy | lost of copies (proxy; relay) |\n|---|---|---|---|---|---|---|---|---|---|\n",

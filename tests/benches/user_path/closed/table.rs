@@ -81,7 +81,7 @@ impl Case {
             })
             .collect();
         json!({"viewers": self.fan_out, "bytes": self.size, "shape": self.shape.name(),
-               "disturbed": self.disturbed, "rounds": rounds})
+               "repeated": self.repeated, "disturbed": self.disturbed, "rounds": rounds})
     }
 }
 
@@ -94,13 +94,16 @@ pub(crate) fn markdown(cases: &[Case]) -> String {
     if cases.is_empty() {
         return out;
     }
-    let disturbed: usize = cases.iter().map(|case| case.disturbed).sum();
+    let sum = |of: fn(&Case) -> usize| cases.iter().map(of).sum::<usize>();
     let _ = writeln!(
         out,
-        "**Closed loop, gated**: net CPU ns per copy in one thread; {disturbed} runs beside foreign load.\n\n\
+        "**Closed loop, gated.** Net CPU ns per copy, everything in one thread. *Gross*: relay ÷ proxy with the \
+         source in both. {} runs were repeated because others used the machine, {} count although they did.\n\n\
          | fan-out | packet | traffic | rtp-proxy net | tokio relay net | relay ÷ proxy | target | met | \
          gross | segmenting relay ÷ proxy | lost of copies (proxy; relay) |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|"
+         |---|---|---|---|---|---|---|---|---|---|---|",
+        sum(|case| case.repeated),
+        sum(|case| case.disturbed),
     );
     for case in cases {
         let _ = writeln!(out, "{}", case.row());
