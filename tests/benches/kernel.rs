@@ -15,21 +15,26 @@ mod kernel {
     pub(crate) mod catalogue;
     pub(crate) mod course;
     pub(crate) mod fast;
+    pub(crate) mod figures;
     pub(crate) mod floor;
     pub(crate) mod generator;
+    pub(crate) mod joins;
     pub(crate) mod lane;
     pub(crate) mod latency;
+    pub(crate) mod memory;
     pub(crate) mod packet;
     pub(crate) mod path;
     pub(crate) mod plot;
+    pub(crate) mod proxy;
     pub(crate) mod relays;
     pub(crate) mod report;
+    pub(crate) mod results;
     pub(crate) mod rounds;
     pub(crate) mod rtpengine;
     pub(crate) mod scale;
+    pub(crate) mod streams;
     pub(crate) mod tap;
     pub(crate) mod topology;
-    pub(crate) mod user_path;
 }
 
 use std::path::PathBuf;
@@ -38,18 +43,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use kernel::catalogue::Run;
 use kernel::course::Programs;
-use kernel::report::{self, Outcome};
+use kernel::report::Outcome;
+use kernel::results::Conditions;
 use kernel::rounds::Plan;
+use kernel::{figures, results};
 use msm_tests::bench::cpu::pin;
 use msm_tests::bench::stats::Shuffle;
 use msm_tests::privilege::{Need, missing};
-use serde_json::json;
 
 struct Options {
     plan: Plan,
     programs: Programs,
-    json: Option<PathBuf>,
+    /// One file per benchmark is written here.
+    results: Option<PathBuf>,
+    /// Nothing is run: the report is made of what is recorded here.
+    report: Option<PathBuf>,
+    /// Pictures of the report go here.
     plots: Option<PathBuf>,
+    /// The record of the user-space path, for its picture.
+    user: Option<PathBuf>,
     only: Vec<String>,
 }
 
@@ -68,8 +80,10 @@ fn options() -> Result<Options> {
             proxy: PathBuf::from("target/release/rtp-proxy"),
             object: None,
         },
-        json: None,
+        results: None,
+        report: None,
         plots: None,
+        user: None,
         only: Vec::new(),
     };
     let mut args = std::env::args().skip(1);
@@ -84,95 +98,144 @@ fn options() -> Result<Options> {
             "--relay" => options.programs.relay = value()?.into(),
             "--lanes" => options.plan.lanes = Some(value()?),
             "--object" => options.programs.object = Some(std::fs::read(value()?)?),
-            "--json" => options.json = Some(value()?.into()),
+            "--results" => options.results = Some(value()?.into()),
+            "--report" => options.report = Some(value()?.into()),
             "--plots" => options.plots = Some(value()?.into()),
+            "--user" => options.user = Some(value()?.into()),
             part if !part.starts_with('-') => options.only.push(part.to_ascii_uppercase()),
             other => bail!("unknown option {other}"),
         }
+    }
+    if let Some(unknown) = options.only.iter().find(|id| CATALOGUE.iter().all(|b| b.id != **id)) {
+        bail!("no benchmark {unknown}; there are {}", CATALOGUE.map(|b| b.id).join(", "));
     }
     Ok(options)
 }
 
 fn main() -> Result<()> {
     let options = options()?;
+    if let Some(folder) = &options.report {
+        return report(&options, folder);
+    }
     if let Some(reason) = missing(Need::Kernel) {
         bail!("{reason}");
     }
+    open_files()?;
     pin(0)?;
+    let chosen =
+        CATALOGUE.iter().filter(|b| options.only.is_empty() || options.only.iter().any(|o| o == b.id));
+    let chosen: Vec<&Benchmark> = chosen.collect();
+    let estimates: Vec<f64> = chosen.iter().map(|b| b.estimate(&options.plan)).collect();
+    eprintln!(
+        "{}: about {:.0} min",
+        chosen.iter().map(|b| b.id).collect::<Vec<_>>().join(", "),
+        estimates.iter().sum::<f64>() / 60.0
+    );
     let mut run = Run {
         programs: options.programs.clone(),
         plan: options.plan.clone(),
         shuffle: Shuffle::seeded(0x6d73_6d04),
     };
-    let mut raw = Vec::new();
     let mut failed = Vec::new();
-    println!("{}", preamble(&options));
-    for (id, benchmark) in CATALOGUE {
-        if !options.only.is_empty() && !options.only.iter().any(|only| only == id) {
-            continue;
-        }
+    for (number, benchmark) in chosen.iter().enumerate() {
+        let left = estimates[number..].iter().sum::<f64>() / 60.0;
+        eprintln!(
+            "== {} of {}: {}, about {:.0} s; about {left:.0} min to the end",
+            number + 1,
+            chosen.len(),
+            benchmark.id,
+            estimates[number]
+        );
         let started = Instant::now();
-        // One that fails does not take the others with it, but does fail the whole.
-        match benchmark(&mut run) {
-            Ok(mut outcome) => {
-                outcome.doubt();
-                println!("{}", outcome.to_markdown(&options.plan));
-                for (file, content) in
-                    options.plots.iter().flat_map(|f| outcome.plots.iter().map(move |p| (f.join(&p.0), &p.1)))
-                {
-                    std::fs::write(&file, content).with_context(|| file.display().to_string())?;
-                }
-                raw.push(outcome.to_json());
-            }
-            Err(reason) => {
-                eprintln!("{id} failed: {reason:#}");
-                failed.push(id);
-            }
+        // One that fails does not take the others with it, nor what was recorded of it before; it does fail
+        // the whole.
+        let done = Conditions::now(&options.plan).and_then(|conditions| {
+            let mut outcome = (benchmark.run)(&mut run)?;
+            outcome.conditions = Conditions { took: started.elapsed().as_secs_f64(), ..conditions };
+            outcome.doubt();
+            println!("{}", outcome.to_markdown(PLOTS));
+            options.results.iter().try_for_each(|folder| results::store(folder, &outcome))
+        });
+        if let Err(reason) = done {
+            eprintln!("{} failed: {reason:#}", benchmark.id);
+            failed.push(benchmark.id);
         }
-        eprintln!("{id} took {:.0} s", started.elapsed().as_secs_f64());
-    }
-    if let Some(path) = &options.json {
-        let all = json!({"rounds": options.plan.rounds, "seconds": options.plan.each.as_secs_f64(),
-                         "strict": options.plan.strict, "kernel": report::kernel(), "benchmarks": raw});
-        std::fs::write(path, format!("{all:#}\n")).with_context(|| path.display().to_string())?;
+        eprintln!("{} took {:.0} s", benchmark.id, started.elapsed().as_secs_f64());
     }
     if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
 }
 
-/// A benchmark of the catalogue.
-type Benchmark = fn(&mut Run) -> Result<Outcome>;
+/// Where the report finds its pictures.
+const PLOTS: &str = "plots";
 
-const CATALOGUE: [(&str, Benchmark); 8] = [
-    ("B1", Run::b1),
-    ("B2", Run::b2),
-    ("B3", Run::b3),
-    ("B4", Run::b4),
-    ("B5", Run::b5),
-    ("B6", Run::b6),
-    ("B7", Run::b7),
-    ("B8", Run::b8),
-];
-
-/// What the figures were measured on.
-fn preamble(options: &Options) -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown");
-    let cores = cpu.lines().filter(|l| l.starts_with("processor")).count();
-    format!(
-        "{}, {cores} × {}, {} rounds of {} s, interleaved in random order; medians, 95 % bootstrap intervals. {}\n",
-        report::kernel(),
-        model.trim_start_matches([' ', '\t', ':']),
-        options.plan.rounds,
-        options.plan.each.as_secs_f64(),
-        if options.plan.strict {
-            format!(
-                "Runs were repeated while others used more than {:.0} % of a core or the hypervisor took more than {:.0} %.",
-                100.0 * options.plan.foreign,
-                100.0 * options.plan.steal
-            )
-        } else {
-            "**The machine was not required to be quiet.**".to_owned()
+/// Prints the report of everything that is recorded, and draws it.
+fn report(options: &Options, folder: &std::path::Path) -> Result<()> {
+    let mut recorded: Vec<Outcome> = Vec::new();
+    for benchmark in &CATALOGUE {
+        match results::load(folder, benchmark.id) {
+            Ok(Some(outcome)) => recorded.push(outcome),
+            Ok(None) => eprintln!("{}: not recorded", benchmark.id),
+            Err(reason) => eprintln!("{}: {reason:#}", benchmark.id),
         }
-    )
+    }
+    if let Some(plots) = &options.plots {
+        let user = options.user.as_ref().map(std::fs::read).and_then(Result::ok);
+        let user = user.map(|text| serde_json::from_slice(&text)).transpose()?;
+        figures::draw(&recorded, user.as_ref(), plots)?;
+    }
+    if recorded.is_empty() {
+        println!("Not recorded yet.");
+    } else {
+        println!("![How far each target is met or missed]({PLOTS}/kernel-targets.svg)\n");
+    }
+    let missing: Vec<&str> =
+        CATALOGUE.iter().map(|b| b.id).filter(|id| recorded.iter().all(|o| o.id != *id)).collect();
+    if !recorded.is_empty() && !missing.is_empty() {
+        println!("Not recorded yet: {}.\n", missing.join(", "));
+    }
+    for outcome in &recorded {
+        println!("{}", outcome.to_markdown(PLOTS));
+    }
+    Ok(())
 }
+
+/// Thousands of sources are thousands of sockets; programs that are started inherit this.
+fn open_files() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("RLIMIT_NOFILE")
+}
+
+/// A benchmark of the catalogue.
+struct Benchmark {
+    id: &'static str,
+    run: fn(&mut Run) -> Result<Outcome>,
+    /// For the estimate: seconds whatever is asked, runs per round, runs in all whatever the rounds.
+    cost: (f64, f64, f64),
+}
+
+impl Benchmark {
+    /// Seconds that it is going to take, roughly: a quiet machine repeats nothing.
+    fn estimate(&self, plan: &Plan) -> f64 {
+        let (fixed, per_round, once) = self.cost;
+        let run = plan.each.as_secs_f64() + 0.1;
+        fixed + run * (per_round * (plan.rounds + 1) as f64 + once)
+    }
+}
+
+const fn entry(id: &'static str, run: fn(&mut Run) -> Result<Outcome>, cost: (f64, f64, f64)) -> Benchmark {
+    Benchmark { id, run, cost }
+}
+
+const CATALOGUE: [Benchmark; 10] = [
+    entry("B1", Run::b1, (10.0, 11.0, 0.0)),
+    entry("B2", Run::b2, (10.0, 11.0, 0.0)),
+    entry("B3", Run::b3, (20.0, 24.0, 0.0)),
+    entry("B4", Run::b4, (15.0, 28.0, 0.0)),
+    entry("B5", Run::b5, (10.0, 14.0, 0.0)),
+    entry("B6", Run::b6, (10.0, 0.0, 160.0)),
+    entry("B7", Run::b7, (30.0, 12.0, 0.0)),
+    entry("B8", Run::b8, (30.0, 12.0, 8.0)),
+    entry("B16", Run::b16, (120.0, 0.0, 0.0)),
+    entry("B17", Run::b17, (60.0, 28.0, 250.0)),
+];

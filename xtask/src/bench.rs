@@ -10,8 +10,9 @@ use anyhow::{Context as _, bail};
 /// What `cargo xtask bench` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// What to run: `closed`, `copies`, `latency` or `memory` of the user-space path, all of them without it; or
-    /// `kernel` for the kernel path (needs root), followed by numbers of the catalogue such as B1 or B3
+    /// What to run: `closed`, `copies`, `latency` or `memory` of the user-space path, all of them without it;
+    /// `kernel` for the kernel path (needs root), followed by numbers of the catalogue such as B1 or B3; or
+    /// `report`, which runs nothing and makes tables and plots of what is recorded
     parts: Vec<String>,
     /// Rounds per case; the committed figures come from 9 or more
     #[arg(long, default_value_t = 9)]
@@ -25,10 +26,14 @@ pub(crate) struct BenchArgs {
     /// Only this number of viewers of the user-space path
     #[arg(long)]
     viewers: Option<usize>,
-    /// Write the tables into docs/benchmarks.md, the plots into docs/img and the rounds into
-    /// tests/benches/results; the kernel path then insists on a machine that does nothing else
+    /// Write the tables into docs/benchmarks.md, the plots into docs/plots and the rounds into
+    /// tests/benches/results; the kernel path then insists on a machine that does nothing else, and keeps what
+    /// was recorded before of benchmarks that are not named
     #[arg(long)]
     record: bool,
+    /// With --record: any number of rounds on any machine, to see that recording works; nothing to be committed
+    #[arg(long)]
+    try_out: bool,
     /// Largest share of a core that others may use while a run of the kernel path counts
     #[arg(long, default_value_t = 0.10)]
     foreign: f64,
@@ -52,9 +57,14 @@ const KERNEL_PATH: Part = Part {
 
 /// Where the raw rounds lie.
 const RESULTS: &str = "tests/benches/results";
+const KERNEL_RESULTS: &str = "tests/benches/results/kernel";
+const USER_ROUNDS: &str = "user-path.json";
 
 /// Runs one of the two benchmarks.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.parts == ["report"] {
+        return report();
+    }
     build(&["--package", "rtp-proxy", "--bin", "rtp-proxy"])?;
     match args.parts.split_first() {
         Some((first, numbers)) if first == "kernel" => kernel_path(args, numbers),
@@ -65,7 +75,10 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
 
 fn user_path(args: &BenchArgs) -> anyhow::Result<()> {
     build(&["--package", "msm-tests", "--example", "bench_user_path", "--example", "bench_relay"])?;
-    let (mut command, json) = benchmark(args, "bench_user_path", "user-path.json")?;
+    let mut command = program(args, "bench_user_path");
+    fs::create_dir_all(RESULTS)?;
+    let json = if args.record { PathBuf::from(RESULTS) } else { std::env::temp_dir() }.join(USER_ROUNDS);
+    command.arg("--json").arg(&json);
     if let Some(part) = args.parts.first() {
         command.args(["--only", part]);
     }
@@ -84,31 +97,51 @@ fn user_path(args: &BenchArgs) -> anyhow::Result<()> {
     if let Some(viewers) = args.viewers {
         command.args(["--viewers", &viewers.to_string()]);
     }
-    finish(args, &mut command, &json, &USER_PATH)
+    finish(args, &mut command, &json, Some(&USER_PATH))?;
+    // Its picture is drawn with those of the kernel path.
+    if args.record { report() } else { Ok(()) }
 }
 
 fn kernel_path(args: &BenchArgs, numbers: &[String]) -> anyhow::Result<()> {
     build(&["--package", "msm-tests", "--example", "bench_kernel", "--example", "bench_relay"])?;
-    let (mut command, json) = benchmark(args, "bench_kernel", "kernel-path.json")?;
+    let mut command = program(args, "bench_kernel");
     command.args(["--foreign", &args.foreign.to_string()]).args(numbers);
-    if args.record {
-        if args.rounds < 9 {
-            bail!("figures are recorded from 9 rounds or more");
-        }
-        if !numbers.is_empty() {
-            bail!("the recorded report is of the whole catalogue");
-        }
-        fs::create_dir_all("docs/img")?;
-        command.args(["--strict", "--plots", "docs/img"]);
+    if !args.record {
+        let rounds = std::env::temp_dir().join("kernel-path");
+        command.arg("--results").arg(&rounds);
+        return finish(args, &mut command, &rounds, None);
     }
-    finish(args, &mut command, &json, &KERNEL_PATH)
+    if args.rounds < 9 && !args.try_out {
+        bail!("figures are recorded from 9 rounds or more");
+    }
+    command.arg("--results").arg(KERNEL_RESULTS);
+    if !args.try_out {
+        command.arg("--strict");
+    }
+    // One benchmark that fails does not cost the others: what there is goes into the report first.
+    let done = command.status().context("running the benchmark")?;
+    report()?;
+    if !done.success() {
+        bail!("not everything could be recorded: {done}");
+    }
+    Ok(())
 }
 
-/// The command of a benchmark, and the file that it writes its rounds to.
-fn benchmark(args: &BenchArgs, example: &str, rounds: &str) -> anyhow::Result<(Command, PathBuf)> {
-    fs::create_dir_all(RESULTS)?;
-    let folder = if args.record { PathBuf::from(RESULTS) } else { std::env::temp_dir() };
-    let json = folder.join(rounds);
+/// Makes tables and plots of what is recorded.
+fn report() -> anyhow::Result<()> {
+    build(&["--package", "msm-tests", "--example", "bench_kernel"])?;
+    let mut command = Command::new(crate::target_dir().join("release/examples/bench_kernel"));
+    command.args(["--report", KERNEL_RESULTS, "--plots", "docs/plots"]);
+    command.arg("--user").arg(Path::new(RESULTS).join(USER_ROUNDS));
+    let output = command.stderr(std::process::Stdio::inherit()).output().context("making the report")?;
+    if !output.status.success() {
+        bail!("the report could not be made: {}", output.status);
+    }
+    record(&String::from_utf8_lossy(&output.stdout), &KERNEL_PATH)
+}
+
+/// The command of a benchmark.
+fn program(args: &BenchArgs, example: &str) -> Command {
     let target = crate::target_dir();
     let mut command = Command::new(target.join("release/examples").join(example));
     command
@@ -116,25 +149,23 @@ fn benchmark(args: &BenchArgs, example: &str, rounds: &str) -> anyhow::Result<(C
         .arg("--proxy")
         .arg(target.join("release/rtp-proxy"))
         .arg("--relay")
-        .arg(target.join("release/examples/bench_relay"))
-        .arg("--json")
-        .arg(&json);
-    Ok((command, json))
+        .arg(target.join("release/examples/bench_relay"));
+    command
 }
 
 /// Runs it, prints its tables and records them where that is asked for.
-fn finish(args: &BenchArgs, command: &mut Command, json: &Path, part: &Part) -> anyhow::Result<()> {
+fn finish(args: &BenchArgs, command: &mut Command, rounds: &Path, part: Option<&Part>) -> anyhow::Result<()> {
     let output = command.stderr(std::process::Stdio::inherit()).output().context("running the benchmark")?;
     let tables = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{tables}");
-    println!("rounds: {}", json.display());
+    println!("rounds: {}", rounds.display());
     if !output.status.success() {
         bail!("the benchmark failed: {}", output.status);
     }
-    if args.record {
-        record(&tables, part)?;
+    match part {
+        Some(part) if args.record => record(&tables, part),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn build(what: &[&str]) -> anyhow::Result<()> {

@@ -2,19 +2,19 @@
 
 use anyhow::Result;
 use msm_tests::bench::rtsp::Rtsp;
-use msm_tests::bench::stats::{Shuffle, interval, median};
+use msm_tests::bench::stats::Shuffle;
+use msm_tests::privilege::find_program;
 
 use super::course::{Course, Programs, Traffic, floor_name};
 use super::fast::{Fast, Mode};
+use super::figures::Figure;
 use super::generator::Shape;
 use super::lane::Lane;
-use super::latency::{self, Claim};
 use super::path::Path;
-use super::plot::{self, Bar, Curve};
 use super::report::{Basis, Outcome, Target};
-use super::rounds::{Case, Plan, case};
+use super::rounds::{Plan, case};
 use super::topology::Kind;
-use super::{capacity, rtpengine, scale, user_path};
+use super::{proxy, rtpengine};
 
 /// G.711 of 20 ms with its RTP header.
 pub(crate) const AUDIO: usize = 172;
@@ -42,12 +42,13 @@ pub(crate) struct Run {
 }
 
 /// Lanes of one case, with those that could not be made.
-struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     course: &'a Course,
-    fast: Option<Fast>,
-    lanes: Vec<Lane>,
-    skipped: Vec<(String, String)>,
-    sessions: Vec<Rtsp>,
+    pub(crate) fast: Option<Fast>,
+    pub(crate) lanes: Vec<Lane>,
+    pub(crate) skipped: Vec<(String, String)>,
+    /// RTSP sessions that keep legs alive.
+    pub(crate) sessions: Vec<Rtsp>,
 }
 
 /// What the report calls a lane of ours.
@@ -57,7 +58,7 @@ pub(crate) fn ours(kind: Kind, mode: Mode) -> String {
 }
 
 impl<'a> Entry<'a> {
-    fn new(course: &'a Course) -> Self {
+    pub(crate) fn new(course: &'a Course) -> Self {
         let mut entry =
             Self { course, fast: None, lanes: Vec::new(), skipped: Vec::new(), sessions: Vec::new() };
         match Fast::open(course) {
@@ -67,18 +68,18 @@ impl<'a> Entry<'a> {
         entry
     }
 
-    fn skip(&mut self, name: &str, reason: &anyhow::Error) {
+    pub(crate) fn skip(&mut self, name: &str, reason: &anyhow::Error) {
         self.skipped.push((name.to_owned(), format!("{reason:#}")));
     }
 
-    fn add(&mut self, name: &str, lane: Result<Lane>) {
+    pub(crate) fn add(&mut self, name: &str, lane: Result<Lane>) {
         match lane {
             Ok(lane) => self.lanes.push(lane),
             Err(reason) => self.skip(name, &reason),
         }
     }
 
-    fn fast(&mut self, kind: Kind, mode: Mode, traffic: Traffic) {
+    pub(crate) fn fast(&mut self, kind: Kind, mode: Mode, traffic: Traffic) {
         let name = ours(kind, mode);
         let Some(fast) = &mut self.fast else { return };
         let lane = fast.lane(self.course, &name, kind, mode, traffic);
@@ -86,7 +87,7 @@ impl<'a> Entry<'a> {
     }
 
     /// With the floor of its pace.
-    fn rtpengine(&mut self, traffic: Traffic) {
+    pub(crate) fn rtpengine(&mut self, traffic: Traffic) {
         let traffic = traffic.paced(rtpengine::RATE);
         let lane = match rtpengine::missing() {
             Some(reason) => Err(anyhow::Error::msg(reason)),
@@ -98,24 +99,24 @@ impl<'a> Entry<'a> {
         self.add(rtpengine::NAME, lane);
     }
 
-    fn user_path(&mut self, traffic: Traffic) {
-        let lane = user_path::lane(self.course, traffic, &mut self.sessions);
-        self.add(user_path::NAME, lane);
+    pub(crate) fn user_path(&mut self, traffic: Traffic) {
+        let lane = proxy::lane(self.course, traffic, &mut self.sessions);
+        self.add(proxy::NAME, lane);
     }
 
-    /// Those that are not packaged and whose binary is not here.
-    fn strangers(&mut self) {
-        for name in ["mediamtx", "msm-dp"] {
-            let reason = match msm_tests::privilege::find_program(name) {
-                Some(_) => "found on PATH, but this benchmark has no driver for it",
-                None => "not packaged in Debian, and no binary on PATH",
-            };
-            self.skipped.push((name.to_owned(), reason.to_owned()));
-        }
+    /// mediamtx, if it is there, and a word about who has no driver.
+    pub(crate) fn strangers(&mut self, traffic: Traffic) {
+        let lane = proxy::mediamtx(self.course, traffic, &mut self.sessions);
+        self.add(proxy::MEDIAMTX, lane);
+        let reason = match find_program("msm-dp") {
+            Some(_) => "found on PATH, but it is told its streams by gRPC, for which there is no driver here",
+            None => "not packaged in Debian, and no binary on PATH",
+        };
+        self.skipped.push(("msm-dp".to_owned(), reason.to_owned()));
     }
 
     /// Runs the rounds; what did not take part goes into the report.
-    fn run(self, run: &mut Run, plan: &Plan, label: &str, outcome: &mut Outcome) -> Result<usize> {
+    pub(crate) fn run(self, run: &mut Run, plan: &Plan, label: &str, outcome: &mut Outcome) -> Result<usize> {
         let done = case(label, &self.course.topology, self.lanes, plan, &mut run.shuffle)?;
         for skipped in self.skipped {
             if !outcome.skipped.contains(&skipped) {
@@ -138,8 +139,7 @@ impl Run {
 
     /// B1: audio fan-out.
     pub(crate) fn b1(&mut self) -> Result<Outcome> {
-        let mut outcome =
-            Outcome { id: "B1", title: "Audio fan-out, one packet per softirq", ..Outcome::default() };
+        let mut outcome = Outcome::new("B1", "Audio fan-out, one packet per softirq");
         let course = Course::open(&self.programs, 16, false)?;
         outcome.offloads = course.topology.offloads()?;
         let traffic = Traffic { shape: Shape::Single, size: AUDIO, legs: 16, merged: false, rate: None };
@@ -155,7 +155,7 @@ impl Run {
         entry.add("tokio relay, woken", course.open_loop("tokio relay, woken", "tokio", paced));
         entry.rtpengine(traffic);
         entry.user_path(paced);
-        entry.strangers();
+        entry.strangers(paced);
         let label = "172 B, single packets, 1→16, plain sockets";
         let at = entry.run(self, &self.plan.clone(), label, &mut outcome)?;
         let ours = ours(Kind::Inline, Mode::PerLeg);
@@ -164,15 +164,20 @@ impl Run {
         outcome.claim(at, &ours, NAIVE, Basis::Gross, Target::Nothing);
         outcome.claim(at, &ours, "tokio relay, woken", Basis::Net, Target::Nothing);
         outcome.claim(at, &ours, rtpengine::NAME, Basis::Net, Target::AtLeast(6.0));
-        outcome.claim(at, &ours, user_path::NAME, Basis::Net, Target::Nothing);
-        outcome.plots.push(("bench-b1.svg".to_owned(), bars("B1: 172 B, 1→16", &outcome.cases[at], false)));
+        outcome.claim(at, &ours, proxy::MEDIAMTX, Basis::Net, Target::AtLeast(6.0));
+        outcome.claim(at, &ours, proxy::NAME, Basis::Net, Target::Nothing);
+        outcome.draw_costs(
+            "kernel-b1.svg",
+            "B1: audio, 172 B, single packets, 1→16, plain sockets",
+            at,
+            false,
+        );
         Ok(outcome)
     }
 
     /// B2: what the kernel does by itself.
     pub(crate) fn b2(&mut self) -> Result<Outcome> {
-        let mut outcome =
-            Outcome { id: "B2", title: "Against the kernel's own forwarding", ..Outcome::default() };
+        let mut outcome = Outcome::new("B2", "Against the kernel's own forwarding");
         let course = Course::open(&self.programs, 16, true)?;
         outcome.offloads = course.topology.offloads()?;
         let traffic = Traffic { shape: Shape::Single, size: AUDIO, legs: 16, merged: false, rate: None };
@@ -187,6 +192,12 @@ impl Run {
         outcome.claim(at, &full, BRIDGE, Basis::Gross, Target::AtLeast(1.2));
         outcome.claim(at, &full, BRIDGE, Basis::Net, Target::Nothing);
         outcome.claim(at, &opaque, BRIDGE, Basis::Gross, Target::Nothing);
+        outcome.draw_costs(
+            "kernel-b2-16.svg",
+            "B2: the kernel's bridge floods, 172 B, single packets, 1→16",
+            at,
+            false,
+        );
         let traffic = Traffic { legs: 1, ..traffic };
         let mut entry = Entry::new(&course);
         entry.add("floor", course.floor(traffic));
@@ -197,12 +208,13 @@ impl Run {
         outcome.claim(at, &full, ROUTED, Basis::Net, Target::AtLeast(2.2));
         outcome.claim(at, &full, ROUTED, Basis::Gross, Target::Nothing);
         outcome.claim(at, &opaque, ROUTED, Basis::Net, Target::Nothing);
+        outcome.draw_costs("kernel-b2-1.svg", "B2: the kernel routes, 172 B, single packets, 1→1", at, true);
         Ok(outcome)
     }
 
     /// B3: bursts of plain datagrams.
     pub(crate) fn b3(&mut self) -> Result<Outcome> {
-        let mut outcome = Outcome { id: "B3", title: "Video bursts by plain sendmmsg", ..Outcome::default() };
+        let mut outcome = Outcome::new("B3", "Video bursts by plain sendmmsg");
         let course = Course::open(&self.programs, 16, false)?;
         outcome.offloads = course.topology.offloads()?;
         let (inline, batched) = (ours(Kind::Inline, Mode::PerLeg), ours(Kind::Batched, Mode::PerLeg));
@@ -243,25 +255,23 @@ impl Run {
                 outcome.claim(at, &batched, rtpengine::NAME, Basis::Net, Target::Nothing);
             }
         }
-        let labels: Vec<String> = bursts.iter().map(ToString::to_string).collect();
-        let curves: Vec<Curve> = [inline.as_str(), &batched, NAIVE, SEGMENTING]
-            .into_iter()
-            .filter(|name| outcome.cases.iter().any(|c| c.index(name).is_some()))
-            .map(|name| Curve {
-                label: name.to_owned(),
-                values: outcome.cases.iter().map(|c| median(&c.net(name))).collect(),
-            })
-            .collect();
-        let plot =
-            plot::curves("B3: 1200 B, 1→16, by burst", "CPU ns/copy", "packets per burst", &labels, &curves);
-        outcome.plots.push(("bench-b3.svg".to_owned(), plot));
+        let names = [inline.as_str(), &batched, NAIVE, SEGMENTING];
+        outcome.figures.push(Figure::Curve {
+            file: "kernel-b3-curve.svg".to_owned(),
+            title: "B3: video, 1200 B, 1→16, plain sockets, by the length of the burst".to_owned(),
+            x_axis: "packets per burst".to_owned(),
+            labels: bursts.iter().map(ToString::to_string).collect(),
+            names: names.map(str::to_owned).into(),
+            cases: (0..bursts.len()).collect(),
+        });
+        let title = "B3: video, 1200 B, bursts of 32 by sendmmsg, 1→16, plain sockets";
+        outcome.draw_costs("kernel-b3.svg", title, bursts.len() - 1, true);
         Ok(outcome)
     }
 
     /// B4: super-packets.
     pub(crate) fn b4(&mut self) -> Result<Outcome> {
-        let mut outcome =
-            Outcome { id: "B4", title: "Super-packets from UDP_SEGMENT senders", ..Outcome::default() };
+        let mut outcome = Outcome::new("B4", "Super-packets from UDP_SEGMENT senders");
         let course = Course::open(&self.programs, 16, true)?;
         outcome.offloads = course.topology.offloads()?;
         for size in [AUDIO, VIDEO] {
@@ -306,9 +316,8 @@ impl Run {
                     }
                 }
                 if merged {
-                    let title = format!("B4: {size} B super-packets of 32, 1→16, UDP_GRO sockets");
-                    let plot = bars(&title, &outcome.cases[at], false);
-                    outcome.plots.push((format!("bench-b4-{size}.svg"), plot));
+                    let title = format!("B4: super-packets of 32, {size} B, 1→16, UDP_GRO sockets");
+                    outcome.draw_costs(&format!("kernel-b4-{size}.svg"), &title, at, false);
                 }
             }
         }
@@ -317,7 +326,7 @@ impl Run {
 
     /// B5: one viewer.
     pub(crate) fn b5(&mut self) -> Result<Outcome> {
-        let mut outcome = Outcome { id: "B5", title: "Unicast from pod to pod", ..Outcome::default() };
+        let mut outcome = Outcome::new("B5", "Unicast from pod to pod");
         let course = Course::open(&self.programs, 1, false)?;
         outcome.offloads = course.topology.offloads()?;
         let traffic = Traffic { shape: Shape::Single, size: AUDIO, legs: 1, merged: false, rate: None };
@@ -329,156 +338,24 @@ impl Run {
         entry.add(NAIVE, course.closed(NAIVE, traffic, Path::naive));
         entry.add(TOKIO, course.closed(TOKIO, traffic, Path::tokio));
         entry.add(ROUTED, course.routed(traffic));
+        entry.add("socat", course.socat(paced));
         entry.rtpengine(traffic);
         entry.user_path(paced);
+        entry.strangers(paced);
         let at = entry.run(self, &self.net_plan(), "172 B, single packets, 1→1", &mut outcome)?;
         let ours = ours(Kind::Inline, Mode::PerLeg);
+        outcome.claim(at, &ours, "socat", Basis::Net, Target::Nothing);
         outcome.claim(at, &ours, NAIVE, Basis::Net, Target::AtLeast(6.0));
         outcome.claim(at, &ours, TOKIO, Basis::Net, Target::Nothing);
         outcome.claim(at, &ours, ROUTED, Basis::Net, Target::Nothing);
         outcome.claim(at, &ours, rtpengine::NAME, Basis::Net, Target::AtLeast(8.0));
-        outcome.claim(at, &ours, user_path::NAME, Basis::Net, Target::Nothing);
+        outcome.claim(at, &ours, proxy::NAME, Basis::Net, Target::Nothing);
+        outcome.draw_costs(
+            "kernel-b5.svg",
+            "B5: unicast from pod to pod, 172 B, single packets, 1→1",
+            at,
+            true,
+        );
         Ok(outcome)
     }
-}
-
-impl Run {
-    /// B8: does the cost per copy stay what it is?
-    pub(crate) fn b8(&mut self) -> Result<Outcome> {
-        const MANY: usize = 10_000;
-        let mut outcome = Outcome { id: "B8", title: "Scale", ..Outcome::default() };
-        let _backlog = scale::Backlog::of(16_384)?;
-        let course = Course::open(&self.programs, 64, false)?;
-        outcome.offloads = course.topology.offloads()?;
-        let mut fast = Fast::open(&course)?;
-        let single = |legs| Traffic { shape: Shape::Single, size: AUDIO, legs, merged: false, rate: None };
-        let mut lanes = vec![course.floor(single(0))?];
-        for (streams, legs) in [(1, 4), (MANY, 4), (1, 16), (1, 64)] {
-            let name = format!("{streams} × {legs}");
-            let mut lane = fast.streams(&course, &name, Kind::Inline, Mode::PerLeg, single(legs), streams)?;
-            if streams == MANY {
-                lane.floor = format!("{}, {MANY} streams", floor_name(None));
-                lanes.push(course.floor_of(&lane.floor, &lane, single(0))?);
-            }
-            lanes.push(lane);
-        }
-        let label = "172 B, single packets, per leg, streams × legs, plain sockets";
-        outcome.cases.push(case(label, &course.topology, lanes, &self.plan, &mut self.shuffle)?);
-        let many = format!("{MANY} × 4");
-        // Dearer ÷ cheaper: the first name is the divisor.
-        outcome.claim(0, "1 × 4", &many, Basis::Net, Target::AtMost(1.2));
-        outcome.claim(0, "1 × 4", &many, Basis::Gross, Target::Nothing);
-        outcome.claim(0, "1 × 16", "1 × 64", Basis::Net, Target::AtMost(1.2));
-        outcome.claim(0, "1 × 16", &many, Basis::Net, Target::Nothing);
-        let mut lanes = Vec::new();
-        for (shape, kind) in [
-            (Shape::Burst(32), Kind::Inline),
-            (Shape::Super(32), Kind::Inline),
-            (Shape::Burst(32), Kind::Batched),
-        ] {
-            let rate = (kind == Kind::Batched).then_some(2_000);
-            let traffic = Traffic { shape, size: VIDEO, legs: 256, merged: false, rate };
-            lanes.push(course.floor(traffic)?);
-            let how = if kind == Kind::Batched { ", batched" } else { "" };
-            let name = format!("1 × 256, {shape}{how}");
-            let mut lane = fast.lane(&course, &name, kind, Mode::PerLeg, traffic)?;
-            // One floor per shape.
-            lane.floor = format!("{}, {shape}", floor_name(rate));
-            let last = lanes.len() - 1;
-            lanes[last].name.clone_from(&lane.floor);
-            lanes.push(lane);
-        }
-        let label = "1200 B, 256 legs on 64 pods, per leg, plain sockets";
-        outcome.cases.push(case(label, &course.topology, lanes, &self.plan, &mut self.shuffle)?);
-        let seconds = 4.0 * self.plan.each.as_secs_f64();
-        scale::joins(&course, &mut fast, seconds, &mut outcome)?;
-        outcome.skipped.push((
-            "joins by whole RTSP calls".to_owned(),
-            "measured by the load test of the proxy, not here".to_owned(),
-        ));
-        Ok(outcome)
-    }
-
-    /// B6: the highest rate without loss.
-    pub(crate) fn b6(&mut self) -> Result<Outcome> {
-        let mut outcome = Outcome { id: "B6", title: "Zero-loss rate", ..Outcome::default() };
-        let course = Course::open(&self.programs, 16, false)?;
-        outcome.offloads = course.topology.offloads()?;
-        let traffic = Traffic { shape: Shape::Single, size: AUDIO, legs: 16, merged: false, rate: None };
-        let paced = traffic.paced(OPEN_RATE);
-        let mut entry = Entry::new(&course);
-        entry.add(NAIVE, course.open_loop(NAIVE, "naive", paced));
-        entry.add(TOKIO, course.open_loop(TOKIO, "tokio", paced));
-        entry.add(SEGMENTING, course.open_loop(SEGMENTING, "segmenting", paced));
-        entry.rtpengine(traffic);
-        entry.user_path(paced);
-        entry.lanes.retain(|lane| !lane.legs.is_empty());
-        let relays = std::mem::take(&mut entry.lanes);
-        entry.fast(Kind::Inline, Mode::PerLeg, traffic);
-        let kernel = entry.lanes.pop();
-        outcome.skipped.append(&mut entry.skipped);
-        capacity::measure(&course.topology, relays, kernel, &self.plan, &mut outcome)?;
-        Ok(outcome)
-    }
-
-    /// B7: latency.
-    pub(crate) fn b7(&mut self) -> Result<Outcome> {
-        let mut outcome = Outcome { id: "B7", title: "Added latency", ..Outcome::default() };
-        let course = Course::open(&self.programs, 16, false)?;
-        outcome.offloads = course.topology.offloads()?;
-        let inline = ours(Kind::Inline, Mode::PerLeg);
-        for (legs, rate) in [(1, 10_000), (16, OPEN_RATE)] {
-            let traffic =
-                Traffic { shape: Shape::Single, size: AUDIO, legs, merged: false, rate: Some(rate) };
-            let mut entry = Entry::new(&course);
-            entry.fast(Kind::Inline, Mode::PerLeg, traffic);
-            entry.fast(Kind::Batched, Mode::PerLeg, traffic);
-            if legs == 1 {
-                entry.add(ROUTED, course.routed(traffic));
-            }
-            entry.add(NAIVE, course.open_loop(NAIVE, "naive", traffic));
-            entry.add(TOKIO, course.open_loop(TOKIO, "tokio", traffic));
-            if legs == 1 {
-                entry.add(ELSEWHERE, course.open_loop_on(1, ELSEWHERE, "naive", traffic));
-            }
-            entry.user_path(traffic);
-            let label = format!("172 B, {rate} packets/s, 1→{legs}");
-            let (plan, topology) = (self.plan.clone(), &course.topology);
-            outcome.skipped.append(&mut entry.skipped);
-            let found =
-                latency::measure(&label, topology, entry.lanes, &plan, &mut self.shuffle, &mut outcome)?;
-            let mut claims = Vec::new();
-            for (quantile, least) in [5.0, 4.0, 3.0].into_iter().enumerate() {
-                let (ours, against) = (inline.clone(), NAIVE.to_owned());
-                claims.push(Claim::Faster { ours, against, quantile, least });
-            }
-            if legs == 1 {
-                let (ours, against) = (inline.clone(), ROUTED.to_owned());
-                claims.push(Claim::Faster { ours, against, quantile: 0, least: 1.0 / 0.75 });
-                let (ours, against) = (inline.clone(), ELSEWHERE.to_owned());
-                claims.push(Claim::Faster { ours, against, quantile: 0, least: 5.0 });
-                // With many legs the median is that of the middle one, which waits for those before it.
-                claims.push(Claim::Within { ours: inline.clone(), quantile: 0, most: 10.0 });
-                claims.push(Claim::Within { ours: user_path::NAME.to_owned(), quantile: 0, most: 100.0 });
-            }
-            found.report(&claims, &mut outcome, Some(&format!("bench-b7-{legs}.svg")));
-        }
-        Ok(outcome)
-    }
-}
-
-/// Costs of everyone in a case.
-fn bars(title: &str, case: &Case, net: bool) -> String {
-    let entrants = case.entrants.iter().filter(|e| e.legs > 0);
-    let bars: Vec<Bar> = entrants
-        .map(|e| {
-            // What is paced compares without its generator only.
-            let paced = e.floor.contains("pps");
-            let values = if net || paced { case.net(&e.name) } else { case.gross(&e.name) };
-            let (low, high) = interval(&values);
-            let label = if paced && !net { format!("{} (net)", e.name) } else { e.name.clone() };
-            Bar { label, value: median(&values), low, high, ours: e.name.starts_with("rtp-proxy kernel") }
-        })
-        .collect();
-    plot::bars(title, "CPU ns/copy", &bars)
 }

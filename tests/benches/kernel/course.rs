@@ -1,17 +1,19 @@
 //! The network with everything that runs on it, and how to enter the contenders that are always there.
 
-use std::cell::Cell;
 use std::net::{SocketAddrV4, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use msm_tests::bench::cpu::{KernelThreads, Pinned};
+use msm_tests::privilege::find_program;
 
 use super::floor::DropAll;
 use super::generator::{Generator, Shape};
 use super::lane::{Lane, Leg, sink};
 use super::packet::{Edit, Expect};
 use super::path::Path;
+use super::rtpengine::Buffers;
 use super::topology::{Kind, Topology};
 
 /// What is sent, and to how many.
@@ -47,8 +49,8 @@ pub(crate) struct Programs {
 pub(crate) struct Course {
     pub(crate) topology: Topology,
     pub(crate) programs: Programs,
-    next_port: Cell<u16>,
-    _floor: DropAll,
+    next_port: AtomicU16,
+    _floors: [DropAll; 2],
 }
 
 impl Course {
@@ -56,13 +58,19 @@ impl Course {
     pub(crate) fn open(programs: &Programs, pods: usize, bridged: bool) -> Result<Self> {
         let mut topology = Topology::open(pods, bridged)?;
         topology.batch_uplink(Kind::Batched)?;
-        let floor = DropAll::attach(&topology)?;
-        Ok(Self { topology, programs: programs.clone(), next_port: Cell::new(20_000), _floor: floor })
+        let floors =
+            [DropAll::attach(&topology, Kind::Floor)?, DropAll::attach(&topology, Kind::SecondFloor)?];
+        Ok(Self { topology, programs: programs.clone(), next_port: AtomicU16::new(20_000), _floors: floors })
     }
 
     /// An even port that no other lane has, nor the ports after it for further legs of one pod.
     pub(crate) fn port(&self) -> u16 {
-        self.next_port.replace(self.next_port.get() + 16)
+        self.ports(16)
+    }
+
+    /// The first of so many ports that no other lane has.
+    pub(crate) fn ports(&self, count: u16) -> u16 {
+        self.next_port.fetch_add(count, Ordering::Relaxed)
     }
 
     /// One sink per leg, on the pods in turn.
@@ -85,7 +93,18 @@ impl Course {
 
     /// A generator in the source pod.
     pub(crate) fn generator(&self, to: &[SocketAddrV4], traffic: Traffic) -> Result<Generator> {
-        let mut generator = Generator::open(&self.topology.source, to, traffic.shape, traffic.size)?;
+        self.generator_of(Kind::Stack, to, traffic)
+    }
+
+    /// A generator in the pod that a cable comes from.
+    pub(crate) fn generator_of(
+        &self,
+        kind: Kind,
+        to: &[SocketAddrV4],
+        traffic: Traffic,
+    ) -> Result<Generator> {
+        let pod = self.topology.source_of(kind);
+        let mut generator = Generator::open(pod, to, traffic.shape, traffic.size)?;
         generator.rate = traffic.rate;
         Ok(generator)
     }
@@ -107,6 +126,8 @@ impl Course {
             legs,
             merged: traffic.merged,
             threads: KernelThreads::default(),
+            core: 0,
+            passed: false,
             bridged: false,
         }
     }
@@ -118,9 +139,16 @@ impl Course {
         Ok(Self::lane(&floor_name(traffic.rate), generator, Path::Kernel, Vec::new(), traffic))
     }
 
-    /// The generator of another lane's streams alone.
-    pub(crate) fn floor_of(&self, name: &str, lane: &Lane, traffic: Traffic) -> Result<Lane> {
-        let to = SocketAddrV4::new(self.topology.uplink(Kind::Floor).host, self.port());
+    /// The generator in the pod of a cable alone: the program that drops everything is on that of its own.
+    pub(crate) fn floor_from(&self, kind: Kind, traffic: Traffic) -> Result<Lane> {
+        let to = SocketAddrV4::new(self.topology.uplink(kind.floor()).host, self.port());
+        let generator = self.generator_of(kind, &[to], traffic)?;
+        Ok(Self::lane(&floor_name(traffic.rate), generator, Path::Kernel, Vec::new(), traffic))
+    }
+
+    /// The generator of another lane's streams alone; `kind` is the lane's cable.
+    pub(crate) fn floor_of(&self, kind: Kind, name: &str, lane: &Lane, traffic: Traffic) -> Result<Lane> {
+        let to = SocketAddrV4::new(self.topology.uplink(kind.floor()).host, self.port());
         Ok(Self::lane(name, lane.generator.aside(to)?, Path::Kernel, Vec::new(), traffic))
     }
 
@@ -146,11 +174,18 @@ impl Course {
 
     /// The same relay as a process on the generator's core.
     pub(crate) fn open_loop(&self, name: &str, kind: &str, traffic: Traffic) -> Result<Lane> {
-        self.open_loop_on(0, name, kind, traffic)
+        self.open_streams(0, name, kind, traffic, 1)
     }
 
-    /// The same relay as a process on a core of choice.
-    pub(crate) fn open_loop_on(&self, core: usize, name: &str, kind: &str, traffic: Traffic) -> Result<Lane> {
+    /// The same relay as a process on a core of choice, with so many streams for one socket of its own.
+    pub(crate) fn open_streams(
+        &self,
+        core: usize,
+        name: &str,
+        kind: &str,
+        traffic: Traffic,
+        streams: usize,
+    ) -> Result<Lane> {
         let port = self.port();
         let at = SocketAddrV4::new(self.topology.uplink(Kind::Stack).host, port);
         let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
@@ -158,8 +193,29 @@ impl Course {
         args.extend(self.viewers(&legs).iter().map(ToString::to_string));
         let process = Pinned::start(Some(&self.topology.host), core, &self.programs.relay, &args)?;
         std::thread::sleep(std::time::Duration::from_millis(200));
-        let generator = self.generator(&[at], traffic)?;
+        let generator = self.generator(&vec![at; streams], traffic)?;
         Ok(Self::lane(name, generator, Path::Process(process), legs, traffic))
+    }
+
+    /// socat, for one viewer.
+    pub(crate) fn socat(&self, traffic: Traffic) -> Result<Lane> {
+        anyhow::ensure!(find_program("socat").is_some(), "socat is not installed");
+        let port = self.port();
+        let at = SocketAddrV4::new(self.topology.uplink(Kind::Stack).host, port);
+        let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
+        let viewer = self.viewers(&legs).into_iter().next().context("socat has one viewer")?;
+        let _buffers = Buffers::of(8 << 20)?;
+        let args =
+            ["-u".to_owned(), format!("UDP4-RECV:{port},bind={}", at.ip()), format!("UDP4-SENDTO:{viewer}")];
+        let process = Pinned::start(Some(&self.topology.host), 0, FilePath::new("socat"), &args)?;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let mut lane =
+            Self::lane("socat", self.generator(&[at], traffic)?, Path::Process(process), legs, traffic);
+        let output = std::process::Command::new("socat").arg("-V").output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.split_once("socat version ").and_then(|(_, rest)| rest.split(' ').next());
+        version.unwrap_or("unknown").clone_into(&mut lane.version);
+        Ok(lane)
     }
 
     /// The kernel's bridge, flooding; nothing is rewritten.

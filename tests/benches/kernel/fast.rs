@@ -6,17 +6,18 @@ use std::net::{SocketAddr, SocketAddrV4};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
-use aya::{Ebpf, Pod as Plain};
+use aya::{Ebpf, EbpfLoader, Pod as Plain};
 use msm_fastpath::csum::Delta;
 use msm_fastpath::flow::octets;
 use msm_fastpath::{
     Admission, FlowEntry, FlowKey, FlowKind, FlowStats, Gate, GateEntry, GroupMode, LegEntry, PayloadTypes,
-    RtpEdit,
+    RtpEdit, limits,
 };
 use rtp_proxy::kernel::OBJECT;
 use rtp_proxy::kernel::load::TCX_INGRESS;
 
 use super::course::{Course, Traffic};
+use super::generator::Generator;
 use super::lane::{Lane, Leg};
 use super::packet::{Edit, Expect, PAYLOAD_TYPE, SSRC};
 use super::path::Path;
@@ -59,6 +60,11 @@ impl Mode {
         }
     }
 }
+
+/// Streams that have a socket each; more share some.
+const SOCKETS: usize = 16_384;
+/// Sockets that share more streams than that.
+const SPREAD: usize = 64;
 
 /// The loaded programs, attached to the source's cables by TCX. They go with this value.
 pub(crate) struct Fast {
@@ -113,21 +119,40 @@ fn rtp_edit(edit: Edit) -> RtpEdit {
 }
 
 impl Fast {
-    /// Loads the programs and attaches them, by the best rung that this kernel grants.
+    /// Loads the programs and attaches them by TCX.
     pub(crate) fn open(course: &Course) -> Result<Self> {
+        let kinds = [Kind::Inline, Kind::Batched, Kind::Second];
+        Self::open_for(course, &kinds, (limits::FLOWS, limits::LEGS))
+    }
+
+    /// The same on some of the cables, with room for so many flows and legs.
+    pub(crate) fn open_for(course: &Course, kinds: &[Kind], (flows, legs): (u32, u32)) -> Result<Self> {
         let topology = &course.topology;
-        let cables = [Kind::Inline, Kind::Batched].map(|kind| topology.uplink(kind));
         let object = course.programs.object.as_deref().or(OBJECT);
         let object = object.context("the proxy was built without kernel programs: `cargo xtask setup`")?;
         // Interfaces are looked up in the namespace of whoever attaches.
         let mut programs = topology.host.inside(|| -> Result<Ebpf> {
-            let mut programs = Ebpf::load(object)?;
+            let mut loader = EbpfLoader::new();
+            for (map, entries) in [
+                ("FLOWS", flows),
+                ("FLOW_STATS", flows),
+                ("LEGS", legs),
+                ("GATES", legs),
+                ("LEG_STATS", legs),
+            ] {
+                loader.map_max_entries(map, entries);
+            }
+            let mut programs = loader.load(object)?;
             let program: &mut SchedClassifier =
                 programs.program_mut(TCX_INGRESS).context("no program")?.try_into()?;
             program.load()?;
-            for cable in cables {
+            for kind in kinds {
                 let by_link = TcAttachOptions::TcxOrder(LinkOrder::default());
-                program.attach_with_options(&cable.host_device, TcAttachType::Ingress, by_link)?;
+                program.attach_with_options(
+                    &topology.uplink(*kind).host_device,
+                    TcAttachType::Ingress,
+                    by_link,
+                )?;
             }
             Ok(programs)
         })??;
@@ -172,8 +197,16 @@ impl Fast {
         })?;
         let uplink = course.topology.uplink(kind);
         let to = SocketAddrV4::new(uplink.host, port);
-        let generator = course.generator(&vec![to; streams], traffic)?;
-        for (stream, from) in generator.ports()?.into_iter().enumerate() {
+        let generator = if streams <= SOCKETS {
+            course.generator_of(kind, &vec![to; streams], traffic)?
+        } else {
+            // More streams than ports of one address: targets differ instead.
+            let targets: Vec<_> =
+                (0..streams).map(|n| SocketAddrV4::new(uplink.host, 1_024 + (n / SPREAD) as u16)).collect();
+            let pod = course.topology.source_of(kind);
+            Generator::spread(pod, SPREAD, &targets, traffic.shape, traffic.size)?
+        };
+        for (stream, (from, to)) in generator.paths()?.into_iter().enumerate() {
             let from = SocketAddrV4::new(uplink.source, from);
             self.stream(course, stream as u32, (from, to), uplink.host_index, mode, &legs)?;
         }

@@ -20,9 +20,9 @@ pub(crate) struct DropAll {
 }
 
 impl DropAll {
-    /// Attaches to the host's side of the floor cable.
-    pub(crate) fn attach(topology: &Topology) -> Result<Self> {
-        let index = topology.uplink(Kind::Floor).host_index;
+    /// Attaches to the host's side of a cable.
+    pub(crate) fn attach(topology: &Topology, kind: Kind) -> Result<Self> {
+        let index = topology.uplink(kind).host_index;
         topology.host.inside(|| Self::attach_here(index))?
     }
 

@@ -6,7 +6,7 @@
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -50,7 +50,7 @@ impl std::fmt::Display for Shape {
 
 /// One stream: a socket, where it sends to, and its next packet.
 struct Stream {
-    socket: Rc<UdpSocket>,
+    socket: Arc<UdpSocket>,
     to: SockaddrIn,
     /// Extended number of the next packet.
     next: u32,
@@ -64,8 +64,13 @@ pub(crate) struct Generator {
     turn: usize,
     pub(crate) shape: Shape,
     pub(crate) size: usize,
+    /// Streams that take turns, the first of `order`.
+    pub(crate) active: usize,
     /// Packets per second of all streams together; closed loop without it.
     pub(crate) rate: Option<u32>,
+    /// What is due within such a time leaves at its end, as of many sources of which none waits for another; each
+    /// burst at its own time without it.
+    pub(crate) tick: Option<Duration>,
     /// Each packet carries the time it was sent at.
     pub(crate) stamped: bool,
     packets: Vec<u8>,
@@ -89,17 +94,59 @@ impl Generator {
         shape: Shape,
         size: usize,
     ) -> Result<Self> {
-        let sockets = sockets.into_iter().map(|(socket, to)| (Rc::new(socket), to));
+        let sockets = sockets.into_iter().map(|(socket, to)| (Arc::new(socket), to));
         Self::on(sockets.collect(), shape, size)
+    }
+
+    /// One stream per target from so many sockets in turn: more streams than there are ports.
+    pub(crate) fn spread(
+        pod: &Node,
+        sockets: usize,
+        targets: &[SocketAddrV4],
+        shape: Shape,
+        size: usize,
+    ) -> Result<Self> {
+        let any = Ipv4Addr::UNSPECIFIED;
+        let open = || (0..sockets).map(|_| UdpSocket::bind((any, 0))).collect::<std::io::Result<Vec<_>>>();
+        let sockets: Vec<Arc<UdpSocket>> = pod.inside(open)??.into_iter().map(Arc::new).collect();
+        let streams =
+            targets.iter().enumerate().map(|(at, to)| (Arc::clone(&sockets[at % sockets.len()]), *to));
+        Self::on(streams.collect(), shape, size)
+    }
+
+    /// What another thread needs to go on with the same streams.
+    pub(crate) fn parts(&self) -> Parts {
+        let target = |to: &SockaddrIn| SocketAddrV4::new(to.ip(), to.port());
+        Parts {
+            streams: self.streams.iter().map(|s| (Arc::clone(&s.socket), target(&s.to))).collect(),
+            heads: self.heads(),
+            shape: self.shape,
+            size: self.size,
+        }
+    }
+
+    /// Goes on where another one stopped.
+    pub(crate) fn resume(parts: Parts) -> Result<Self> {
+        let mut generator = Self::on(parts.streams, parts.shape, parts.size)?;
+        generator.skip_to(&parts.heads);
+        Ok(generator)
+    }
+
+    /// Streams go on with these packets.
+    pub(crate) fn skip_to(&mut self, heads: &[u32]) {
+        for (stream, next) in self.streams.iter_mut().zip(heads) {
+            stream.next = *next;
+        }
     }
 
     /// The same traffic to elsewhere, from the same sockets: they are scarce.
     pub(crate) fn aside(&self, to: SocketAddrV4) -> Result<Self> {
-        let sockets = self.streams.iter().map(|s| (Rc::clone(&s.socket), to)).collect();
-        Self::on(sockets, self.shape, self.size)
+        let sockets = self.streams.iter().map(|s| (Arc::clone(&s.socket), to)).collect();
+        let aside = Self::on(sockets, self.shape, self.size)?;
+        Ok(Self { active: self.active, rate: self.rate, tick: self.tick, ..aside })
     }
 
-    fn on(sockets: Vec<(Rc<UdpSocket>, SocketAddrV4)>, shape: Shape, size: usize) -> Result<Self> {
+    fn on(sockets: Vec<(Arc<UdpSocket>, SocketAddrV4)>, shape: Shape, size: usize) -> Result<Self> {
         let mut streams = Vec::new();
         for (socket, to) in sockets {
             if let Shape::Super(_) = shape {
@@ -109,8 +156,10 @@ impl Generator {
         }
         let mut generator = Self {
             order: Shuffle::seeded(0x6d73_6d00).order(streams.len()),
+            active: streams.len(),
             streams,
             turn: 0,
+            tick: None,
             shape,
             size,
             rate: None,
@@ -123,9 +172,11 @@ impl Generator {
         Ok(generator)
     }
 
-    /// The source's ports, in the order of the targets.
-    pub(crate) fn ports(&self) -> Result<Vec<u16>> {
-        self.streams.iter().map(|s| Ok(s.socket.local_addr()?.port())).collect()
+    /// Source port and target of each stream.
+    pub(crate) fn paths(&self) -> Result<Vec<(u16, SocketAddrV4)>> {
+        let path =
+            |s: &Stream| Ok((s.socket.local_addr()?.port(), SocketAddrV4::new(s.to.ip(), s.to.port())));
+        self.streams.iter().map(path).collect()
     }
 
     /// Extended number of each stream's next packet.
@@ -136,7 +187,7 @@ impl Generator {
     /// Sends one burst of the stream whose turn it is; returns its packets.
     pub(crate) fn burst(&mut self) -> Result<usize> {
         let at = self.order[self.turn];
-        self.turn = (self.turn + 1) % self.order.len();
+        self.turn = (self.turn + 1) % self.active.clamp(1, self.order.len());
         let stream = &mut self.streams[at];
         let stamp = if self.stamped { Some(now()?) } else { None };
         for packet in self.packets.chunks_exact_mut(self.size) {
@@ -177,12 +228,22 @@ impl Generator {
     }
 }
 
+/// The streams of a generator, for another thread.
+pub(crate) struct Parts {
+    streams: Vec<(Arc<UdpSocket>, SocketAddrV4)>,
+    heads: Vec<u32>,
+    shape: Shape,
+    size: usize,
+}
+
 /// When the next burst leaves.
 pub(crate) struct Pace {
     until: Instant,
     start: TimeSpec,
     /// ns per packet, if paced.
     gap: Option<f64>,
+    /// ns of a tick, ticks so far, packets that they released.
+    ticks: Option<(f64, u64, u64)>,
     turns: u32,
 }
 
@@ -192,12 +253,26 @@ impl Pace {
             until: Instant::now() + how_long,
             start: clock_gettime(ClockId::CLOCK_MONOTONIC)?,
             gap: generator.rate.map(|rate| 1e9 / f64::from(rate.max(1))),
+            ticks: generator.tick.map(|tick| (tick.as_nanos() as f64, 0, 0)),
             turns: 0,
         })
     }
 
     /// Waits for the time of the burst after `sent` packets; false when the run is over.
     pub(crate) fn goes_on(&mut self, sent: u64) -> Result<bool> {
+        if let (Some(gap), Some((tick, count, released))) = (self.gap, &mut self.ticks) {
+            while sent >= *released {
+                *count += 1;
+                *released = (*tick * *count as f64 / gap) as u64;
+                if sent < *released {
+                    let due =
+                        self.start + TimeSpec::from_duration(Duration::from_nanos(*count * *tick as u64));
+                    clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::TIMER_ABSTIME, &due)?;
+                    return Ok(Instant::now() < self.until);
+                }
+            }
+            return Ok(true);
+        }
         if let Some(gap) = self.gap {
             let due = self.start + TimeSpec::from_duration(Duration::from_nanos((gap * sent as f64) as u64));
             clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::TIMER_ABSTIME, &due)?;

@@ -11,14 +11,18 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::bench::stats::{Shuffle, interval, median, quantile};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
+use super::catalogue::{AUDIO, ELSEWHERE, Entry, NAIVE, OPEN_RATE, ROUTED, Run, TOKIO, ours};
+use super::course::{Course, Traffic};
+use super::fast::Mode;
+use super::figures::Figure;
+use super::generator::Shape;
 use super::lane::{Lane, Leg};
-use super::packet;
-use super::plot::{self, Bar};
 use super::report::{Outcome, Target};
 use super::rounds::Plan;
-use super::topology::Topology;
+use super::topology::{Kind, Topology};
+use super::{capacity, packet, proxy};
 
 /// Samples per round and contender.
 pub(crate) const SAMPLES: u32 = 20_000;
@@ -47,6 +51,7 @@ impl Drop for Stamps {
 }
 
 /// What B7 asks of a quantile.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Claim {
     /// `against` is so many times slower than `ours`, at least.
     Faster { ours: String, against: String, quantile: usize, least: f64 },
@@ -54,16 +59,92 @@ pub(crate) enum Claim {
     Within { ours: String, quantile: usize, most: f64 },
 }
 
+/// Steps of the histogram per octave, and their number: up to 130 ms.
+pub(crate) const STEPS: usize = 8;
+const BUCKETS: usize = 17 * STEPS;
+
 /// Latencies of one traffic: per contender, per round, the quantiles in µs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Latencies {
-    label: String,
-    names: Vec<String>,
-    rounds: Vec<Vec<[f64; 3]>>,
+    pub(crate) label: String,
+    pub(crate) names: Vec<String>,
+    pub(crate) rounds: Vec<Vec<[f64; 3]>>,
     samples: usize,
+    /// Per contender, all rounds together: samples of 2^(n / STEPS) µs and more.
+    pub(crate) histograms: Vec<Vec<u64>>,
+    pub(crate) claims: Vec<Claim>,
+}
+
+impl Run {
+    /// B7: latency at 10,000 packets/s for one viewer, and for sixteen at half of what the plainest relay bears.
+    pub(crate) fn b7(&mut self) -> Result<Outcome> {
+        let mut outcome = Outcome::new("B7", "Added latency");
+        let course = Course::open(&self.programs, 16, false)?;
+        outcome.offloads = course.topology.offloads()?;
+        let traffic =
+            Traffic { shape: Shape::Single, size: AUDIO, legs: 1, merged: false, rate: Some(10_000) };
+        self.hop(&course, traffic, "172 B, 10000 packets/s, 1→1", &mut outcome)?;
+        let traffic = Traffic { legs: 16, ..traffic.paced(OPEN_RATE) };
+        let mut relay = course.open_loop(NAIVE, "naive", traffic)?;
+        relay.core = 1;
+        relay.admit(&course.topology)?;
+        relay.count()?;
+        let most = capacity::search(&mut relay, &course.topology, self.plan.each)?;
+        drop(relay);
+        let most = most.context("no rate of the relay was confirmed")?;
+        let traffic = traffic.paced((most / 2.0) as u32);
+        let label = format!("172 B, {:.0} packets/s (half of what the naive relay bears), 1→16", most / 2.0);
+        self.hop(&course, traffic, &label, &mut outcome)?;
+        Ok(outcome)
+    }
+
+    fn hop(&mut self, course: &Course, traffic: Traffic, label: &str, outcome: &mut Outcome) -> Result<()> {
+        let inline = ours(Kind::Inline, Mode::PerLeg);
+        let legs = traffic.legs;
+        let mut entry = Entry::new(course);
+        entry.fast(Kind::Inline, Mode::PerLeg, traffic);
+        entry.fast(Kind::Batched, Mode::PerLeg, traffic);
+        if legs == 1 {
+            entry.add(ROUTED, course.routed(traffic));
+        }
+        entry.add(NAIVE, course.open_loop(NAIVE, "naive", traffic));
+        entry.add(TOKIO, course.open_loop(TOKIO, "tokio", traffic));
+        if legs == 1 {
+            entry.add(ELSEWHERE, course.open_streams(1, ELSEWHERE, "naive", traffic, 1));
+        }
+        entry.user_path(traffic);
+        if legs > 1 {
+            // A relay at half its load needs its core.
+            entry.lanes.iter_mut().for_each(|lane| lane.core = 1);
+        }
+        outcome.skipped.append(&mut entry.skipped);
+        let lanes = std::mem::take(&mut entry.lanes);
+        let mut found = measure(label, &course.topology, lanes, &self.plan, &mut self.shuffle, outcome)?;
+        for (quantile, least) in [5.0, 4.0, 3.0].into_iter().enumerate() {
+            let (ours, against) = (inline.clone(), NAIVE.to_owned());
+            found.claims.push(Claim::Faster { ours, against, quantile, least });
+        }
+        if legs == 1 {
+            let (ours, against) = (inline.clone(), ROUTED.to_owned());
+            found.claims.push(Claim::Faster { ours, against, quantile: 0, least: 1.0 / 0.75 });
+            let (ours, against) = (inline.clone(), ELSEWHERE.to_owned());
+            found.claims.push(Claim::Faster { ours, against, quantile: 0, least: 5.0 });
+            // With many legs the median is that of the middle one, which waits for those before it.
+            found.claims.push(Claim::Within { ours: inline, quantile: 0, most: 10.0 });
+            found.claims.push(Claim::Within { ours: proxy::NAME.to_owned(), quantile: 0, most: 100.0 });
+        }
+        outcome.latencies.push(found);
+        outcome.figures.push(Figure::Latency {
+            file: format!("kernel-b7-{legs}.svg"),
+            title: format!("B7: {label}"),
+            traffic: outcome.latencies.len() - 1,
+        });
+        Ok(())
+    }
 }
 
 /// Runs the rounds.
-pub(crate) fn measure(
+fn measure(
     label: &str,
     topology: &Topology,
     mut lanes: Vec<Lane>,
@@ -74,7 +155,7 @@ pub(crate) fn measure(
     let _stamps = Stamps::after_the_queue()?;
     let mut fit = Vec::new();
     for mut lane in lanes.drain(..) {
-        match lane.gate(topology) {
+        match lane.admit(topology) {
             Ok(_) => {
                 lane.generator.stamped = true;
                 for leg in &lane.legs {
@@ -89,26 +170,64 @@ pub(crate) fn measure(
         }
     }
     let names = fit.iter().map(|l| l.name.clone()).collect();
-    let mut latencies = Latencies { label: label.to_owned(), names, rounds: Vec::new(), samples: 0 };
+    let histograms = vec![vec![0; BUCKETS]; fit.len()];
+    let mut latencies = Latencies {
+        label: label.to_owned(),
+        names,
+        rounds: Vec::new(),
+        samples: 0,
+        histograms,
+        claims: Vec::new(),
+    };
     // The first round warms caches and branch predictors.
-    for round in 0..=plan.rounds {
-        let mut found = vec![[f64::NAN; 3]; fit.len()];
+    let mut warm = false;
+    while !fit.is_empty() && latencies.rounds.len() < plan.rounds {
+        let mut found = vec![[0.0; 3]; fit.len()];
+        let mut failed = None;
         for index in shuffle.order(fit.len()) {
             let lane = &mut fit[index];
-            let (samples, lost) = run(lane, topology).with_context(|| lane.name.clone())?;
-            if lost > 0 {
-                outcome.doubts.push(format!("{label}: {}: {lost} copies lost in a round", lane.name));
+            match run(lane, topology) {
+                Ok((samples, lost)) => {
+                    if lost > 0 {
+                        outcome.doubts.push(format!("{label}: {}: {lost} copies lost in a round", lane.name));
+                    }
+                    found[index] = QUANTILES.map(|(q, _)| quantile(&samples, q));
+                    if warm {
+                        latencies.samples = samples.len();
+                        count(&samples, &mut latencies.histograms[index]);
+                    }
+                }
+                Err(reason) => failed = Some((index, reason)),
             }
-            if round > 0 {
-                latencies.samples = samples.len();
+            if failed.is_some() {
+                break;
             }
-            found[index] = QUANTILES.map(|(q, _)| quantile(&samples, q));
         }
-        if round > 0 {
+        if let Some((index, reason)) = failed {
+            let name = fit.remove(index).name;
+            eprintln!("{label}: {name}: {reason:#}");
+            outcome.skipped.push((name, format!("{label}: {reason:#}")));
+            latencies.names.remove(index);
+            latencies.histograms.remove(index);
+            for round in &mut latencies.rounds {
+                round.remove(index);
+            }
+        } else if warm {
             latencies.rounds.push(found);
+            eprintln!("{label}: {} of {} rounds", latencies.rounds.len(), plan.rounds);
+        } else {
+            warm = true;
         }
     }
     Ok(latencies)
+}
+
+/// Adds samples to a histogram.
+fn count(samples: &[f64], histogram: &mut [u64]) {
+    for sample in samples {
+        let bucket = (sample.max(1.0).log2() * STEPS as f64) as usize;
+        histogram[bucket.min(BUCKETS - 1)] += 1;
+    }
 }
 
 /// Samples in µs, and copies that did not arrive.
@@ -117,15 +236,17 @@ fn run(lane: &mut Lane, topology: &Topology) -> Result<(Vec<f64>, u64)> {
         leg.sink.drain()?;
     }
     let rate = lane.generator.rate.context("latency is measured at a pace")?;
-    let packets = SAMPLES / lane.legs.len().max(1) as u32;
+    // A little more: the pace loses a packet or two to the start.
+    let packets = SAMPLES * 21 / 20 / lane.legs.len().max(1) as u32;
     let how_long = Duration::from_secs_f64(f64::from(packets) / f64::from(rate));
     let before = lane.received(topology)?;
-    let sent = lane.path.drive(&mut lane.generator, how_long)?;
+    let sent = lane.drive(how_long)?;
     lane.settle(topology, before, sent)?;
     let mut samples = Vec::new();
     for leg in &lane.legs {
         read(leg, &mut samples)?;
     }
+    ensure!(!samples.is_empty(), "no stamped packet arrived");
     let expected = sent * lane.legs.len() as u64;
     let lost = expected.saturating_sub(samples.len() as u64);
     Ok((samples, lost))
@@ -163,9 +284,9 @@ impl Latencies {
         self.rounds.iter().map(|r| r[at][quantile]).collect()
     }
 
-    /// A line about one claim: the edge of the interval decides that is worse for us.
-    fn judge(&self, claim: &Claim) -> String {
-        let (what, quantile, values, target) = match claim {
+    /// The values that a claim is about, what it says, and what is asked.
+    pub(crate) fn claimed(&self, claim: &Claim) -> (String, usize, Vec<f64>, Target) {
+        match claim {
             Claim::Faster { ours, against, quantile, least } => {
                 let own = self.of(ours, *quantile);
                 let ratios = self.of(against, *quantile).iter().zip(own).map(|(a, o)| a / o).collect();
@@ -174,7 +295,12 @@ impl Latencies {
             Claim::Within { ours, quantile, most } => {
                 (ours.clone(), *quantile, self.of(ours, *quantile), Target::AtMost(*most))
             }
-        };
+        }
+    }
+
+    /// A line about one claim: the edge of the interval decides that is worse for us.
+    fn judge(&self, claim: &Claim) -> String {
+        let (what, quantile, values, target) = self.claimed(claim);
         let (low, high) = interval(&values);
         format!(
             "| {what} | {} | {:.2} [{low:.2}, {high:.2}] | {} |\n",
@@ -184,8 +310,13 @@ impl Latencies {
         )
     }
 
-    /// Puts table, raw rounds and picture into the report.
-    pub(crate) fn report(&self, claims: &[Claim], outcome: &mut Outcome, plot: Option<&str>) {
+    /// Median and interval of a contender's quantile, which is numbered as in the table.
+    pub(crate) fn figure(&self, name: &str, quantile: usize) -> (f64, (f64, f64)) {
+        let values = self.of(name, quantile);
+        (median(&values), interval(&values))
+    }
+
+    pub(crate) fn to_markdown(&self) -> String {
         use std::fmt::Write as _;
         let mut table = format!(
             "{}, {} samples per round and contender, {} rounds; µs from `send` to the receive stamp, median \
@@ -197,37 +328,18 @@ impl Latencies {
         for name in &self.names {
             let cells: Vec<String> = (0..QUANTILES.len())
                 .map(|q| {
-                    let values = self.of(name, q);
-                    let (low, high) = interval(&values);
-                    format!("{:.1} [{low:.1}, {high:.1}]", median(&values))
+                    let (middle, (low, high)) = self.figure(name, q);
+                    format!("{middle:.1} [{low:.1}, {high:.1}]")
                 })
                 .collect();
             let _ = writeln!(table, "| {name} | {} |", cells.join(" | "));
         }
-        if !claims.is_empty() {
+        if !self.claims.is_empty() {
             table.push_str("\n| latency | quantile | ratio or µs, 95 % interval | target | met |\n|---|---|---|---|---|\n");
         }
-        for claim in claims {
+        for claim in &self.claims {
             table.push_str(&self.judge(claim));
         }
-        outcome.tables.push(table);
-        outcome.raw.push(json!({"traffic": self.label, "samples": self.samples, "contenders": self.names,
-            "quantiles": QUANTILES.map(|(_, n)| n), "rounds_us": self.rounds}));
-        if let Some(file) = plot {
-            let bars: Vec<Bar> = self
-                .names
-                .iter()
-                .flat_map(|name| {
-                    QUANTILES.iter().enumerate().take(2).map(move |(q, (_, q_name))| (name, q, q_name))
-                })
-                .map(|(name, q, q_name)| {
-                    let values = self.of(name, q);
-                    let (low, high) = interval(&values);
-                    let ours = name.starts_with("rtp-proxy kernel");
-                    Bar { label: format!("{name} {q_name}"), value: median(&values), low, high, ours }
-                })
-                .collect();
-            outcome.plots.push((file.to_owned(), plot::bars(&format!("B7: {}", self.label), "µs", &bars)));
-        }
+        table
     }
 }

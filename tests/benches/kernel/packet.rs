@@ -4,6 +4,8 @@
 //! 0 RTP header (12) | 12 extended number (4) | 16 time sent (8) | 24 stream (4) | 28 pattern ...
 //! ```
 
+use std::collections::HashMap;
+
 use anyhow::{Result, bail, ensure};
 
 /// SSRC of stream 0; the others follow.
@@ -82,17 +84,22 @@ impl Edit {
 }
 
 /// What a leg's RTP headers must be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum Expect {
     /// Exactly this edit.
     Edit(Edit),
     /// [`Edit::of_leg`] of each stream and this leg.
     PerLeg(usize),
-    /// Any edit, the same for the whole leg: a foreign program chooses its own.
-    Constant(Option<Edit>),
+    /// Any edit, the same for a stream's whole leg: a foreign program chooses its own.
+    Constant(HashMap<u32, Edit>),
 }
 
 impl Expect {
+    /// Any edit.
+    pub(crate) fn any() -> Self {
+        Self::Constant(HashMap::new())
+    }
+
     /// Compares one copy byte by byte with what was sent; returns the stream and the packet's extended
     /// number.
     pub(crate) fn check(&mut self, copy: &[u8], size: usize) -> Result<(u32, u32)> {
@@ -102,7 +109,7 @@ impl Expect {
         let edit = match self {
             Self::Edit(edit) => *edit,
             Self::PerLeg(leg) => Edit::of_leg(stream, *leg),
-            Self::Constant(known) => *known.get_or_insert(Edit {
+            Self::Constant(known) => *known.entry(stream).or_insert(Edit {
                 ssrc: Some(word(8)),
                 seq: (word(0) as u16).wrapping_sub(number as u16),
                 timestamp: word(4).wrapping_sub(number.wrapping_mul(TICKS)),

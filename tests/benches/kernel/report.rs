@@ -1,16 +1,19 @@
-//! What was found, as Markdown for people and JSON for whoever doubts it. Everything in the report is
-//! computed from the rounds.
+//! What was found. It is kept as JSON with every round; the Markdown is computed from that and nothing else.
 
 use std::fmt::Write as _;
 
 use msm_tests::bench::stats::{interval, median};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::course::floor_name;
-use super::rounds::{Case, Plan};
+use super::figures::Figure;
+use super::latency::Latencies;
+use super::results::Conditions;
+use super::rounds::Case;
 
 /// Whether the generator's own cost is part of a figure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Basis {
     Gross,
     Net,
@@ -26,7 +29,7 @@ impl Basis {
 }
 
 /// What a target asks of a ratio.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Target {
     AtLeast(f64),
     AtMost(f64),
@@ -40,8 +43,8 @@ impl Target {
         let (low, high) = interval(values);
         let (target, met) = match self {
             Self::Nothing => return " | ".to_owned(),
-            Self::AtLeast(least) => (format!("≥ {least:.2}"), low >= least),
-            Self::AtMost(most) => (format!("≤ {most:.2}"), high <= most),
+            Self::AtLeast(least) => (format!("≥ {}", number(least)), low >= least),
+            Self::AtMost(most) => (format!("≤ {}", number(most)), high <= most),
         };
         let met = match met {
             _ if values.is_empty() => "not measured",
@@ -53,7 +56,7 @@ impl Target {
 }
 
 /// A ratio of two contenders' costs in one case.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Claim {
     pub(crate) case: usize,
     pub(crate) ours: String,
@@ -63,15 +66,28 @@ pub(crate) struct Claim {
     pub(crate) target: Target,
 }
 
+/// A figure that is no ratio of costs, with what is asked of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Found {
+    pub(crate) what: String,
+    pub(crate) unit: String,
+    /// One per round, or the only one.
+    pub(crate) values: Vec<f64>,
+    pub(crate) target: Target,
+}
+
 /// One benchmark of the catalogue.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Outcome {
-    pub(crate) id: &'static str,
-    pub(crate) title: &'static str,
+    pub(crate) id: String,
+    pub(crate) title: String,
+    pub(crate) conditions: Conditions,
     /// What the network was like.
     pub(crate) offloads: String,
     pub(crate) cases: Vec<Case>,
     pub(crate) claims: Vec<Claim>,
+    pub(crate) latencies: Vec<Latencies>,
+    pub(crate) found: Vec<Found>,
     /// Contenders that did not take part, and why.
     pub(crate) skipped: Vec<(String, String)>,
     /// Tables of measurements that are no rounds of costs.
@@ -80,11 +96,34 @@ pub(crate) struct Outcome {
     pub(crate) raw: Vec<Value>,
     /// Sanity checks that failed: the figures are not to be believed.
     pub(crate) doubts: Vec<String>,
-    /// Picture of the figures: file name and content.
-    pub(crate) plots: Vec<(String, String)>,
+    /// What is to be drawn.
+    pub(crate) figures: Vec<Figure>,
 }
 
 impl Outcome {
+    pub(crate) fn new(id: &str, title: &str) -> Self {
+        Self { id: id.to_owned(), title: title.to_owned(), ..Self::default() }
+    }
+
+    /// Notes a figure and what is asked of it.
+    pub(crate) fn find(&mut self, what: &str, unit: &str, values: Vec<f64>, target: Target) {
+        // JSON knows no infinity.
+        let values = values.into_iter().filter(|v| v.is_finite()).collect();
+        self.found.push(Found { what: what.to_owned(), unit: unit.to_owned(), values, target });
+    }
+
+    /// Draws the costs of a case.
+    pub(crate) fn draw_costs(&mut self, file: &str, title: &str, case: usize, net: bool) {
+        let (file, title) = (file.to_owned(), title.to_owned());
+        self.figures.push(Figure::Costs { file, title, case, net });
+    }
+
+    /// Draws the figures of one unit.
+    pub(crate) fn draw_found(&mut self, file: &str, title: &str, unit: &str) {
+        let (file, title, unit) = (file.to_owned(), title.to_owned(), unit.to_owned());
+        self.figures.push(Figure::Found { file, title, unit });
+    }
+
     /// Claims that `ours` costs a certain fraction of `against`, both on the same basis.
     pub(crate) fn claim(&mut self, case: usize, ours: &str, against: &str, basis: Basis, target: Target) {
         self.claim_across(case, (ours, basis), (against, basis), target);
@@ -102,7 +141,8 @@ impl Outcome {
         self.claims.push(Claim { case, ours, ours_basis, against, against_basis, target });
     }
 
-    fn ratios(&self, claim: &Claim) -> Vec<f64> {
+    /// Round by round.
+    pub(crate) fn ratios(&self, claim: &Claim) -> Vec<f64> {
         let Some(case) = self.cases.get(claim.case) else { return Vec::new() };
         let of = |name: &str, basis| match basis {
             Basis::Gross => case.gross(name),
@@ -115,6 +155,14 @@ impl Outcome {
     /// Looks for what would make the figures wrong.
     pub(crate) fn doubt(&mut self) {
         for case in &self.cases {
+            if case.noisy > 0 {
+                self.doubts.push(format!(
+                    "{}: {} of {} rounds count although the machine did not get quiet",
+                    case.label,
+                    case.noisy,
+                    case.rounds.len()
+                ));
+            }
             for entrant in &case.entrants {
                 let busy = case.busy(&entrant.name);
                 // Elsewhere than in a closed loop a core may rest; beside foreign load it must.
@@ -148,16 +196,19 @@ impl Outcome {
         }
     }
 
-    pub(crate) fn to_markdown(&self, plan: &Plan) -> String {
-        let mut out = format!("### {} {}\n\n{}\n\n", self.id, self.title, self.offloads);
+    /// The section of the report; pictures are in `plots`, as seen from the report.
+    pub(crate) fn to_markdown(&self, plots: &str) -> String {
+        let mut out =
+            format!("### {} {}\n\n{}\n", self.id, self.title, self.conditions.to_markdown(&self.id));
+        if !self.offloads.is_empty() {
+            let _ = writeln!(out, "\n{}", self.offloads);
+        }
+        for figure in &self.figures {
+            let _ = writeln!(out, "\n![{}]({plots}/{})", figure.title(), figure.file());
+        }
+        out.push('\n');
         for case in &self.cases {
-            let _ = writeln!(
-                out,
-                "{}; {} rounds of {:.1} s per contender.\n",
-                case.label,
-                case.rounds.len(),
-                plan.each.as_secs_f64()
-            );
+            let _ = writeln!(out, "{}; {} rounds.\n", case.label, case.rounds.len());
             out.push_str(
                 "| contender | version | runs | copies per packet | ns/copy | of it not the generator's | \
                  packets per frame at the viewer | lost of copies |\n|---|---|---|---|---|---|---|---|\n",
@@ -198,20 +249,46 @@ impl Outcome {
             out.push('\n');
         }
         self.claims_to_markdown(&mut out);
+        for latencies in &self.latencies {
+            out.push_str(&latencies.to_markdown());
+            out.push('\n');
+        }
         for table in &self.tables {
             out.push_str(table);
             out.push('\n');
         }
+        self.found_to_markdown(&mut out);
         for (name, reason) in &self.skipped {
             let _ = writeln!(out, "- skipped: {name}: {reason}");
         }
         for doubt in &self.doubts {
             let _ = writeln!(out, "- **doubt**: {doubt}");
         }
-        for (file, _) in &self.plots {
-            let _ = writeln!(out, "\n![{} {}](img/{file})", self.id, self.title);
-        }
         out
+    }
+
+    fn found_to_markdown(&self, out: &mut String) {
+        if self.found.is_empty() {
+            return;
+        }
+        out.push_str("| figure | found, 95 % interval | target | met |\n|---|---|---|---|\n");
+        for found in &self.found {
+            let (low, high) = interval(&found.values);
+            let value = match found.values.len() {
+                0 => "not measured".to_owned(),
+                1 => format!("{} {}", number(found.values[0]), found.unit),
+                _ => format!(
+                    "{} [{}, {}] {}",
+                    number(median(&found.values)),
+                    number(low),
+                    number(high),
+                    found.unit
+                ),
+            };
+            let judged = found.target.judge(&found.values);
+            let _ = writeln!(out, "| {} | {value} | {judged} |", found.what);
+        }
+        out.push('\n');
     }
 
     fn claims_to_markdown(&self, out: &mut String) {
@@ -228,6 +305,10 @@ impl Outcome {
                 continue;
             }
             let (low, high) = interval(&ratios);
+            let found = match ratios.len() {
+                0 => "not measured".to_owned(),
+                _ => format!("{:.2} [{low:.2}, {high:.2}]", median(&ratios)),
+            };
             let label = self.cases.get(claim.case).map_or("", |c| c.label.as_str());
             let basis = if claim.ours_basis == claim.against_basis {
                 claim.ours_basis.name().to_owned()
@@ -236,49 +317,22 @@ impl Outcome {
             };
             let _ = writeln!(
                 out,
-                "| {label} | {} ÷ {} | {basis} | {:.2} [{low:.2}, {high:.2}] | {} |",
+                "| {label} | {} ÷ {} | {basis} | {found} | {} |",
                 claim.against,
                 claim.ours,
-                median(&ratios),
                 claim.target.judge(&ratios)
             );
         }
         out.push('\n');
     }
+}
 
-    pub(crate) fn to_json(&self) -> Value {
-        let cases: Vec<Value> = self
-            .cases
-            .iter()
-            .map(|case| {
-                let rounds: Vec<Value> = case
-                    .rounds
-                    .iter()
-                    .map(|round| {
-                        let costs = round.iter().zip(&case.entrants).map(|(c, e)| {
-                            json!({"contender": e.name, "sent": c.sent, "copies": c.copies, "lost": c.lost,
-                                   "frames": c.frames, "verified": c.verified, "wall_ns": c.wall_ns,
-                                   "generator_ns": c.generator_ns, "process_ns": c.process_ns,
-                                   "kernel_ns": c.kernel_ns, "foreign_ns": c.foreign_ns,
-                                   "steal_ns": c.steal_ns})
-                        });
-                        Value::Array(costs.collect())
-                    })
-                    .collect();
-                let entrants: Vec<Value> = case
-                    .entrants
-                    .iter()
-                    .map(|e| {
-                        json!({"name": e.name, "version": e.version, "runs": e.how, "floor": e.floor,
-                               "legs": e.legs, "burst": e.burst})
-                    })
-                    .collect();
-                json!({"case": case.label, "bytes": case.size, "contenders": entrants, "rounds": rounds,
-                       "disturbed": case.disturbed, "disqualified": case.disqualified})
-            })
-            .collect();
-        json!({"benchmark": self.id, "title": self.title, "offloads": self.offloads, "cases": cases, "other": self.raw,
-               "skipped": self.skipped, "doubts": self.doubts})
+/// A figure with the digits that it deserves.
+pub(crate) fn number(value: f64) -> String {
+    match value.abs() {
+        large if large >= 100.0 => format!("{value:.0}"),
+        medium if medium >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
     }
 }
 

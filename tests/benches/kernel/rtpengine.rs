@@ -82,10 +82,10 @@ const DEFAULT_BUFFER: &str = "/proc/sys/net/core/rmem_default";
 
 /// The receive buffer that new sockets have: rtpengine asks for none, and every contender gets the same. The
 /// setting is the whole machine's and is put back.
-struct Buffers(String);
+pub(crate) struct Buffers(String);
 
 impl Buffers {
-    fn of(bytes: usize) -> Result<Self> {
+    pub(crate) fn of(bytes: usize) -> Result<Self> {
         let before = std::fs::read_to_string(DEFAULT_BUFFER).context(DEFAULT_BUFFER)?;
         std::fs::write(DEFAULT_BUFFER, bytes.to_string()).context(DEFAULT_BUFFER)?;
         Ok(Self(before))
@@ -100,11 +100,18 @@ impl Drop for Buffers {
 
 /// A lane through a daemon of its own on the generator's core.
 pub(crate) fn lane(course: &Course, traffic: Traffic) -> Result<Lane> {
+    streams(course, traffic, 1)
+}
+
+/// The same with many streams, each a call of its own for the same viewers.
+pub(crate) fn streams(course: &Course, traffic: Traffic, streams: usize) -> Result<Lane> {
     let host = &course.topology.host;
     let interface = course.topology.uplink(Kind::Stack).host;
     let (control, port) = (course.port(), course.port());
     // Ports of its own for media: further than any lane's.
     let media = 40_000 + (control - 20_000) * 4;
+    let last = usize::from(media) + 400.max(2 * streams * (traffic.legs + 1) + 64);
+    ensure!(last < 65_535, "{streams} streams need more ports than there are");
     let args = [
         "--config-file=none".to_owned(),
         "--table=-1".to_owned(),
@@ -117,7 +124,7 @@ pub(crate) fn lane(course: &Course, traffic: Traffic) -> Result<Lane> {
         "--timeout=3600".to_owned(),
         "--silent-timeout=3600".to_owned(),
         format!("--port-min={media}"),
-        format!("--port-max={}", media + 400),
+        format!("--port-max={last}"),
     ];
     let _buffers = Buffers::of(8 << 20)?;
     let daemon = Pinned::start(Some(host), 0, FilePath::new("rtpengine"), &args)?;
@@ -128,39 +135,42 @@ pub(crate) fn lane(course: &Course, traffic: Traffic) -> Result<Lane> {
     wait_for("rtpengine to answer", Duration::from_secs(5), || {
         control.ask(&[("command", "ping")], &[]).ok()
     })?;
-    let legs = course.legs(traffic, port, |_| Expect::Constant(None))?;
+    let legs = course.legs(traffic, port, |_| Expect::any())?;
     // The source's address is part of the publication.
     let from = course.topology.uplink(Kind::Stack).source;
-    let source = course.topology.source.inside(|| UdpSocket::bind((from, 0)))??;
-    let at = SocketAddrV4::new(from, source.local_addr()?.port());
-    let answer = control.ask(
-        &[
-            ("command", "publish"),
-            ("call-id", "bench"),
-            ("from-tag", "source"),
-            ("sdp", &sdp(at, "sendonly")),
-        ],
-        &[("flags", "trust-address")],
-    )?;
-    let input = answer.split_once("m=audio ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-    let to = SocketAddrV4::new(interface, input.context("no port in rtpengine's answer")?);
-    for viewer in course.viewers(&legs) {
+    let mut sockets = Vec::new();
+    for stream in 0..streams {
+        let call = format!("bench{stream}");
+        let source = course.topology.source.inside(|| UdpSocket::bind((from, 0)))??;
+        let at = SocketAddrV4::new(from, source.local_addr()?.port());
         let answer = control.ask(
-            &[("command", "subscribe request"), ("call-id", "bench")],
-            &[("from-tags", "source"), ("flags", "trust-address")],
-        )?;
-        let tag = value(&answer, "to-tag").context("no tag in rtpengine's answer")?;
-        control.ask(
             &[
-                ("command", "subscribe answer"),
-                ("call-id", "bench"),
-                ("to-tag", tag),
-                ("sdp", &sdp(viewer, "recvonly")),
+                ("command", "publish"),
+                ("call-id", &call),
+                ("from-tag", "source"),
+                ("sdp", &sdp(at, "sendonly")),
             ],
             &[("flags", "trust-address")],
         )?;
+        let input = answer.split_once("m=audio ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        sockets.push((source, SocketAddrV4::new(interface, input.context("no port in rtpengine's answer")?)));
+        for viewer in course.viewers(&legs) {
+            let answer = control.ask(
+                &[("command", "subscribe request"), ("call-id", &call)],
+                &[("from-tags", "source"), ("flags", "trust-address")],
+            )?;
+            let tag = value(&answer, "to-tag").context("no tag in rtpengine's answer")?;
+            control.ask(
+                &[
+                    ("command", "subscribe answer"),
+                    ("call-id", &call),
+                    ("to-tag", tag),
+                    ("sdp", &sdp(viewer, "recvonly")),
+                ],
+                &[("flags", "trust-address")],
+            )?;
+        }
     }
-    let sockets = vec![(source, to)];
     let mut generator = super::generator::Generator::from_sockets(sockets, traffic.shape, traffic.size)?;
     generator.rate = traffic.rate;
     let mut lane = Course::lane(NAME, generator, Path::Process(daemon), legs, traffic);

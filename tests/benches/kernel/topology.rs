@@ -31,8 +31,23 @@ pub(crate) enum Kind {
     Batched = 2,
     /// A program that drops everything: the generator's own cost.
     Floor = 3,
+    /// The kernel programs again, from the second source pod.
+    Second = 4,
+    /// As [`Kind::Floor`], from the second source pod.
+    SecondFloor = 5,
     /// The bridge.
-    Bridge = 4,
+    Bridge = 6,
+}
+
+impl Kind {
+    /// The cable from the same pod whose far end drops everything.
+    pub(crate) fn floor(self) -> Self {
+        if self.is_second() { Self::SecondFloor } else { Self::Floor }
+    }
+
+    fn is_second(self) -> bool {
+        matches!(self, Self::Second | Self::SecondFloor)
+    }
 }
 
 /// One cable of the source pod.
@@ -64,6 +79,7 @@ pub(crate) struct Pod {
 #[derive(Debug)]
 pub(crate) struct Topology {
     pub(crate) source: Node,
+    second: Node,
     pub(crate) host: Node,
     pub(crate) pods: Vec<Pod>,
     uplinks: Vec<Uplink>,
@@ -125,6 +141,44 @@ impl Received {
     }
 }
 
+/// What queues outside of any contender threw away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Overflows {
+    /// Backlogs of the CPUs (`netdev_max_backlog`).
+    backlog: u64,
+    /// Rings of the cables from the source and to the pods.
+    cables: u64,
+}
+
+impl Overflows {
+    pub(crate) fn now(topology: &Topology) -> Result<Self> {
+        let softnet = std::fs::read_to_string("/proc/net/softnet_stat").context("softnet_stat")?;
+        // Per CPU, in hexadecimal: packets, drops, ...
+        let drops = softnet.lines().filter_map(|l| l.split(' ').nth(1));
+        let backlog = drops.filter_map(|word| u64::from_str_radix(word, 16).ok()).sum();
+        let mut cables = 0;
+        for node in [&topology.source, &topology.host] {
+            let table = node.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+            for line in table.lines().filter_map(|l| Some(l.split_once(':')?.1)) {
+                let words: Vec<u64> = line.split_ascii_whitespace().map(|w| w.parse().unwrap_or(0)).collect();
+                // Eight columns of what was received, then as many of what was sent; drops are the fourth.
+                cables += [3, 11].iter().filter_map(|column| words.get(*column)).sum::<u64>();
+            }
+        }
+        Ok(Self { backlog, cables })
+    }
+
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self { backlog: self.backlog - before.backlog, cables: self.cables.saturating_sub(before.cables) }
+    }
+}
+
+impl std::fmt::Display for Overflows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "backlogs of the CPUs dropped {} packets, cables {}", self.backlog, self.cables)
+    }
+}
+
 /// Runs `ip` once for many lines.
 fn batch(node: &Node, lines: &[String]) -> Result<()> {
     let mut child = Command::new("ip")
@@ -159,13 +213,17 @@ impl Topology {
     pub(crate) fn open(pods: usize, bridged: bool) -> Result<Self> {
         ensure!(pods <= MAX_PODS, "at most {MAX_PODS} pods");
         let mut lab = Lab::new()?;
-        let (source, host) = (lab.node("source")?, lab.node("host")?);
+        let (source, second, host) = (lab.node("source")?, lab.node("second")?, lab.node("host")?);
         quiet(&source)?;
+        quiet(&second)?;
         quiet(&host)?;
         host.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
         let mut uplinks = Vec::new();
         for kind in [Kind::Stack, Kind::Inline, Kind::Batched, Kind::Floor] {
             uplinks.push(uplink(&mut lab, &source, &host, kind)?);
+        }
+        for kind in [Kind::Second, Kind::SecondFloor] {
+            uplinks.push(uplink(&mut lab, &second, &host, kind)?);
         }
         batch(&source, &["route add default via 10.90.0.1".to_owned()])?;
         let mut all = Vec::new();
@@ -175,7 +233,12 @@ impl Topology {
         if bridged {
             uplinks.push(bridge(&mut lab, &source, &host, &mut all)?);
         }
-        Ok(Self { source, host, pods: all, uplinks, _lab: lab })
+        Ok(Self { source, second, host, pods: all, uplinks, _lab: lab })
+    }
+
+    /// The pod that a cable comes from.
+    pub(crate) fn source_of(&self, kind: Kind) -> &Node {
+        if kind.is_second() { &self.second } else { &self.source }
     }
 
     pub(crate) fn uplink(&self, kind: Kind) -> &Uplink {
