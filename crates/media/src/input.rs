@@ -42,6 +42,9 @@ pub const MAX_TIME_JUMP: Duration = Duration::from_secs(10);
 pub const SWITCH_INTERVAL: Duration = Duration::from_secs(1);
 /// An input that was silent this long is reported [`InputEvent::Active`] again.
 pub const QUIET_AFTER: Duration = Duration::from_secs(1);
+/// A frame of which nothing came for so long is taken to be complete, whether its last packet was marked or
+/// not: packets that went by in the kernel show no mark, and some sources set none.
+const FRAME_GAP: Duration = Duration::from_millis(20);
 /// Largest compound that is kept for new legs, in bytes; larger ones are refused.
 const MAX_DOWN: usize = 4_096;
 
@@ -127,6 +130,8 @@ pub struct TrackInput {
     stats: ReceiverStats,
     /// How far the run has come elsewhere, while packets are seen against that.
     ahead: Option<Ahead>,
+    /// Timestamp of the last packet, unless it was marked as the last one of its frame.
+    frame: Option<u32>,
     suspect: Option<Suspect>,
     suspect_bytes: Vec<u8>,
     switched_at: Option<Instant>,
@@ -159,6 +164,7 @@ impl TrackInput {
             joint: Joint::default(),
             stats: ReceiverStats::new(now, config.clock),
             ahead: None,
+            frame: None,
             suspect: None,
             suspect_bytes: Vec::new(),
             switched_at: None,
@@ -289,8 +295,9 @@ impl TrackInput {
     }
 
     #[inline]
-    fn push(&self, index: u32, view: RtpView<'_>, ext: u64, step: SeqStep, batch: &mut Batch) {
+    fn push(&mut self, index: u32, view: RtpView<'_>, ext: u64, step: SeqStep, batch: &mut Batch) {
         let payload = payload_of(&view);
+        self.frame = (!view.marker()).then_some(view.timestamp());
         batch.push(Arrival {
             index,
             run: self.runs,
@@ -303,6 +310,14 @@ impl TrackInput {
             resume_point: self.config.codec.resume_point(payload),
             only_here: false,
         });
+    }
+
+    /// Timestamp of a frame of which more is to come: its last packet was not marked, and came just now.
+    /// Of media without frames of several packets it means nothing, and is never said of sound.
+    pub fn frame_in_progress(&self, now: Instant) -> Option<u32> {
+        let recent = |at: Instant| now.saturating_duration_since(at) < FRAME_GAP;
+        let is_video = self.config.clock == ClockRate::VIDEO;
+        self.frame.filter(|_| is_video && self.last_arrival.is_some_and(recent))
     }
 
     /// Whether a timestamp is more than ten seconds from both the last one and the one that is due now:

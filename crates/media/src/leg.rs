@@ -19,6 +19,8 @@ use crate::rtcp::{Compound, CompoundPolicy, Packet};
 pub mod inventory;
 pub mod start;
 
+use start::{Missed, Start};
+
 /// How a leg behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LegConfig {
@@ -30,17 +32,6 @@ pub struct LegConfig {
     pub circuit_breaker: bool,
     /// When video goes on after a splice.
     pub resume: ResumePolicy,
-}
-
-/// Where the gate of a leg opened: exactly what RTP-Info says (RTSP-31).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
-    /// Sequence number of the first packet that leaves.
-    pub seq: u16,
-    /// RTP timestamp, as it leaves, of the moment the gate opened.
-    pub rtptime: u32,
-    /// SSRC of everything that leaves.
-    pub ssrc: u32,
 }
 
 /// What to send of a batch.
@@ -112,7 +103,8 @@ pub struct Sent {
 enum Gate {
     /// Nothing passes.
     Disabled,
-    /// Opens with the first packet of the input, which was silent when the leg was armed.
+    /// Opens with the first packet of the input that does not belong to a frame of which the beginning has
+    /// passed.
     Waiting,
     /// Open for packets of the run from this extended number on.
     Open { from: u64 },
@@ -124,6 +116,8 @@ pub struct LegTrack {
     config: LegConfig,
     gate: Gate,
     start: Option<Start>,
+    /// While the gate waits: what had begun when the leg was armed.
+    missed: Option<Missed>,
     projection: Option<Projection>,
     /// Head of what left in the projection's run, or, before the first packet, of what was promised.
     head: Option<Head>,
@@ -144,6 +138,7 @@ impl LegTrack {
             config,
             gate: Gate::Disabled,
             start: None,
+            missed: None,
             projection: None,
             head: None,
             splicing: None,
@@ -154,44 +149,6 @@ impl LegTrack {
             breaker: CircuitBreaker::default(),
             key_frames: KeyFrameLimiter::default(),
         }
-    }
-
-    /// Opens the gate with the next packet of the input. Returns where that is; `None` while the input
-    /// has delivered nothing: then [`Self::start`] knows after the first packet. On an open gate, where
-    /// the leg stands now (PLAY in Playing, RTSP-26).
-    pub fn arm(&mut self, now: Instant, input: &TrackInput) -> Option<Start> {
-        let Some(current) = input.newest() else {
-            if self.gate == Gate::Disabled {
-                self.gate = Gate::Waiting;
-                self.start = None;
-            }
-            return None;
-        };
-        let clock = input.clock();
-        let next = current.head.ext + 1;
-        let next_ts = current.head.ts_at(now, clock);
-        let projection = match self.projection {
-            None => Projection::transparent(current.run, current.ssrc),
-            Some(mut projection) => {
-                if projection.run() != current.run {
-                    // The source changed while the gate was shut: the leg's sequence and timeline go on.
-                    let out = self.continuation(&projection, now, input, (current.run, next_ts));
-                    projection.splice(current.run, (next as u16, next_ts), out);
-                    self.splicing = None;
-                    self.sent.splices += 1;
-                }
-                projection
-            }
-        };
-        if !matches!(self.gate, Gate::Open { .. }) || self.projection != Some(projection) {
-            self.gate = Gate::Open { from: next };
-        }
-        self.projection = Some(projection);
-        // What is promised counts as sent: a splice before the first packet starts exactly there.
-        self.head = Some(Head { ext: next - 1, ts: next_ts, at: now });
-        let mapped = projection.map(next as u16, next_ts);
-        self.start = Some(Start { seq: mapped.seq, rtptime: mapped.ts, ssrc: mapped.ssrc });
-        self.start
     }
 
     /// How it behaves.
@@ -331,6 +288,9 @@ impl LegTrack {
         for (index, arrival) in batch.arrivals().iter().enumerate() {
             if !part.contains(index, arrival) {
                 self.sent_elsewhere(arrival.run, Head { ext: arrival.ext, ts: arrival.ts, at: now });
+                continue;
+            }
+            if self.gate == Gate::Waiting && self.missed.is_some_and(|missed| missed.has(arrival)) {
                 continue;
             }
             match self.take(now, input, arrival) {

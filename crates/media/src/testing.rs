@@ -48,7 +48,7 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn packet(&mut self, payload: &[u8]) -> Vec<u8> {
-        let packet = PacketBuilder::new(96, self.seq, self.ts, self.ssrc).build(payload);
+        let packet = PacketBuilder::new(96, self.seq, self.ts, self.ssrc).marker().build(payload);
         self.seq = self.seq.wrapping_add(1);
         packet
     }

@@ -41,6 +41,7 @@ impl TrackInput {
         self.ahead = None;
         self.stats.absorb(elsewhere, true);
         self.stats.note_time(now);
+        self.note_frame_elsewhere(elsewhere);
         if let Some(current) = &mut self.current {
             current.head.raise(elsewhere.highest, elsewhere.ts, elsewhere.ts_at);
         }
@@ -52,6 +53,7 @@ impl TrackInput {
     /// `alone`: copies do not come here; what comes does not continue the run.
     pub fn expect(&mut self, elsewhere: &Elsewhere, alone: bool) {
         self.stats.absorb(elsewhere, false);
+        self.note_frame_elsewhere(elsewhere);
         self.ahead = Some(Ahead { highest: elsewhere.highest, window: elsewhere.window, alone });
         if let Some(current) = &mut self.current {
             let ext = current.head.ext;
@@ -76,6 +78,13 @@ impl TrackInput {
         let current = self.current?;
         let ext = self.ahead.map_or(0, |ahead| ahead.highest).max(current.head.ext);
         Some(RunHead { head: Head { ext, ..current.head }, ..current })
+    }
+
+    /// Markers are not seen elsewhere: the newest frame may go on.
+    fn note_frame_elsewhere(&mut self, elsewhere: &Elsewhere) {
+        if self.newest().is_some_and(|newest| newest.head.ext < elsewhere.highest) {
+            self.frame = Some(elsewhere.ts);
+        }
     }
 
     fn heard(&mut self, at: Instant) {

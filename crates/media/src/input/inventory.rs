@@ -22,6 +22,7 @@ pub struct InputInventory {
     current: Option<RunInventory>,
     joint: JointInventory,
     stats: StatsInventory,
+    frame: Option<u32>,
     suspect: Option<SuspectInventory>,
     switched_at: Option<Moment>,
     last_arrival: Option<Moment>,
@@ -87,6 +88,7 @@ impl TrackInput {
             joint: _,
             stats: _,
             ahead: _,
+            frame: _,
             suspect: _,
             suspect_bytes: _,
             switched_at: _,
@@ -120,6 +122,7 @@ impl TrackInput {
             }),
             joint: self.joint.inventory(at),
             stats: self.stats.inventory(at),
+            frame: self.frame,
             suspect,
             switched_at: self.switched_at.map(|instant| at.moment(instant)),
             last_arrival: self.last_arrival.map(|instant| at.moment(instant)),
@@ -141,6 +144,7 @@ impl TrackInput {
         let instant = |moment: Option<Moment>| moment.map(|moment| at.instant(moment));
         let mut input = Self::new(at.instant(Moment::default()), config);
         input.runs = inventory.runs;
+        input.frame = inventory.frame;
         input.current = inventory.current.map(|current| RunHead {
             run: current.run,
             ssrc: current.ssrc,

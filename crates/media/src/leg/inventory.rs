@@ -3,6 +3,7 @@
 use msm_handover::{Anchor, Moment};
 use serde::{Deserialize, Serialize};
 
+use super::start::Missed;
 use super::{
     CircuitBreaker, Drops, Gate, Head, KeyFrameLimiter, LegConfig, LegReport, LegTrack, Projection, Sent,
     SentSrs, Start,
@@ -17,6 +18,7 @@ use crate::report::inventory::{LegReportInventory, SentSrsInventory};
 pub struct LegInventory {
     gate: GateInventory,
     start: Option<StartInventory>,
+    missed: Option<Missed>,
     projection: Option<ProjectionInventory>,
     head: Option<HeadInventory>,
     splicing: Option<Moment>,
@@ -63,6 +65,7 @@ impl LegTrack {
             config: _,
             gate: _,
             start: _,
+            missed: _,
             projection: _,
             head: _,
             splicing: _,
@@ -84,6 +87,7 @@ impl LegTrack {
                 rtptime: start.rtptime,
                 ssrc: start.ssrc,
             }),
+            missed: self.missed,
             projection: self.projection.map(|projection| projection.inventory()),
             head: self.head.map(|head| head.inventory(at)),
             splicing: self.splicing.map(|instant| at.moment(instant)),
@@ -111,6 +115,7 @@ impl LegTrack {
         };
         leg.start =
             inventory.start.map(|start| Start { seq: start.seq, rtptime: start.rtptime, ssrc: start.ssrc });
+        leg.missed = inventory.missed;
         leg.projection = inventory.projection.map(Projection::restore);
         leg.head = inventory.head.map(|head| Head::restore(head, at));
         leg.splicing = inventory.splicing.map(|moment| at.instant(moment));

@@ -107,12 +107,13 @@ impl Stream {
             }
             let had = arming.started.len();
             let mut tracks = 0;
-            for (_, track, out) in self.outs(arming.leg) {
+            for (input, track, out) in self.outs(arming.leg) {
                 tracks += 1;
                 if arming.started.iter().any(|start| start.track == track) {
                     continue;
                 }
-                if let Some(start) = out.media.start() {
+                // One that waits for the end of a frame knows it now, or nothing more comes of it.
+                if let Some(start) = out.media.start().or_else(|| out.media.arm(now, input)) {
                     let start = LegStart { track, seq: start.seq, rtptime: start.rtptime, ssrc: start.ssrc };
                     arming.started.push(start);
                 }

@@ -9,7 +9,7 @@ use msm_graph::LegId;
 use msm_media::rtp::{PacketBuilder, set_header};
 use msm_media::{
     Batch, ClockRate, Codec, Edit, InputConfig, InputOutput, LegConfig, LegTrack, Pass, ResumePolicy,
-    RtpView, TrackInput,
+    RtpView, Start, TrackInput,
 };
 
 use super::model::{Copy, Model};
@@ -178,7 +178,8 @@ impl World {
         for _ in 0..packets {
             let id = self.next_id;
             self.next_id += 1;
-            let packet = PacketBuilder::new(96, self.seq, self.ts, self.ssrc).build(&id.to_be_bytes());
+            let packet =
+                PacketBuilder::new(96, self.seq, self.ts, self.ssrc).marker().build(&id.to_be_bytes());
             self.seq = self.seq.wrapping_add(1);
             if self.calm > 0 {
                 self.calm -= 1;
@@ -566,7 +567,10 @@ fn id_of(packet: &[u8]) -> u64 {
 impl Viewer {
     fn receive(&mut self, packet: &[u8]) {
         let view = RtpView::parse(packet).unwrap();
-        assert!(self.playing || self.stopping, "{:?} does not play", self.leg);
+        if !self.playing && !self.stopping {
+            assert!(self.joins_at.is_some(), "{:?} does not play", self.leg);
+            self.begin(self.media.start().unwrap());
+        }
         let period = self.periods.last_mut().unwrap();
         if !self.playing {
             period.trailing.insert(id_of(packet));
@@ -579,8 +583,15 @@ impl Viewer {
     }
 
     fn arm(&mut self, now: Instant, media: &TrackInput) {
-        let Some(start) = self.media.arm(now, media) else { return };
-        self.playing = true;
+        match self.media.arm(now, media) {
+            Some(start) => self.begin(start),
+            // Amid a frame, for all that is known: the next packet or a while tells.
+            None => self.joins_at = Some(now + Duration::from_millis(1)),
+        }
+    }
+
+    fn begin(&mut self, start: Start) {
+        (self.playing, self.joins_at) = (true, None);
         self.periods.push(Period { start: start.seq, ssrc: start.ssrc, ..Period::default() });
     }
 
