@@ -76,6 +76,8 @@ struct Run {
     duplicates: u64,
     /// What was counted elsewhere and not here.
     elsewhere: Counts,
+    /// Highest extended number of those packets, as far as it is known; 0 if there are none.
+    reached: u64,
     jitter: Jitter,
     frame_jitter: Jitter,
     /// Expected and received at the last report.
@@ -189,6 +191,14 @@ impl ReceiverStats {
         }
     }
 
+    /// What was counted elsewhere reaches up to this number: it was expected too, although what came here does
+    /// not reach as far.
+    pub(crate) fn reach(&mut self, highest: u64) {
+        if let Some(run) = &mut self.run {
+            run.reached = run.reached.max(highest);
+        }
+    }
+
     /// Takes in the counters alone.
     pub(crate) fn count_elsewhere(&mut self, counts: Counts) {
         let Some(run) = &mut self.run else { return };
@@ -249,7 +259,7 @@ impl ReceiverStats {
         if let Some(run) = &self.run {
             totals.packets += run.received();
             totals.bytes += run.bytes + run.elsewhere.bytes;
-            totals.expected += run.seq.expected();
+            totals.expected += run.expected();
             totals.reordered += run.reordered + run.elsewhere.reordered;
             totals.duplicates += run.duplicates + run.elsewhere.duplicates;
         }
@@ -283,7 +293,7 @@ impl ReceiverStats {
     /// Source: RFC 3550 section 6.4.1, appendix A.3.
     pub fn report(&mut self) -> Option<Reception> {
         let run = self.run.as_mut()?;
-        let now = (run.seq.expected(), run.received());
+        let now = (run.expected(), run.received());
         let expected = now.0.saturating_sub(run.prior.0);
         let received = now.1.saturating_sub(run.prior.1);
         run.prior = now;
@@ -308,6 +318,7 @@ impl Run {
             reordered: 0,
             duplicates: 0,
             elsewhere: Counts::default(),
+            reached: 0,
             jitter,
             frame_jitter: jitter,
             prior: (0, 0),
@@ -318,8 +329,12 @@ impl Run {
         self.packets + self.elsewhere.packets
     }
 
+    fn expected(&self) -> u64 {
+        self.seq.expected() + self.reached.saturating_sub(self.seq.highest())
+    }
+
     fn cumulative_lost(&self) -> i32 {
-        let lost = self.seq.expected() as i64 - self.received() as i64;
+        let lost = self.expected() as i64 - self.received() as i64;
         lost.clamp(-0x80_0000, 0x7f_ffff) as i32
     }
 }

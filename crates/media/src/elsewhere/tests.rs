@@ -80,6 +80,19 @@ fn a_copy_from_far_behind_or_far_ahead_of_what_came_here_is_no_jump() {
 }
 
 #[test]
+fn loss_is_known_at_once_where_packets_are_and_stays_when_the_run_ends_there() {
+    let (mut rig, camera, highest) = started();
+    rig.tick(40_000);
+    let mut restarted = camera;
+    skip(&mut restarted, 61_000);
+    rig.input.expect(&far(rig.now, &rig.input, highest + 1_000, 993), true);
+    assert_eq!(rig.input.stats().totals().lost(), 7, "what is counted there was expected there");
+    rig.receive(&[restarted.packet(b"x"), restarted.packet(b"x")]);
+    let totals = rig.input.stats().totals();
+    assert_eq!((totals.restarts, totals.lost()), (1, 7));
+}
+
+#[test]
 fn what_does_not_continue_the_run_is_judged_by_how_far_the_run_has_come() {
     let (mut rig, camera, highest) = started();
     rig.tick(40_000);

@@ -54,6 +54,9 @@ impl TrackInput {
     pub fn expect(&mut self, elsewhere: &Elsewhere, alone: bool) {
         self.stats.absorb(elsewhere, false);
         self.note_frame_elsewhere(elsewhere);
+        if alone {
+            self.stats.reach(elsewhere.highest);
+        }
         self.ahead = Some(Ahead { highest: elsewhere.highest, window: elsewhere.window, alone });
         if let Some(current) = &mut self.current {
             let ext = current.head.ext;
