@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -60,6 +61,7 @@ type Script = dyn Fn(&Asked, usize) -> Reply + Send + Sync;
 pub(crate) struct FakeCamera {
     shared: Arc<Shared>,
     address: SocketAddr,
+    accepting: TcpListener,
 }
 
 struct Shared {
@@ -86,17 +88,22 @@ impl FakeCamera {
 
     /// A camera whose answers follow a script.
     pub(crate) fn scripted(script: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Result<Self> {
-        Self::listen(Box::new(script), HashMap::new())
+        Self::listen("127.0.0.1", Box::new(script), HashMap::new())
+    }
+
+    /// One that behaves, at another address than 127.0.0.1.
+    pub(crate) fn start_at(host: &str) -> Result<Self> {
+        Self::listen(host, Box::new(|_, _| Reply::Now), HashMap::new())
     }
 
     /// A camera whose paths are described by these.
     pub(crate) fn describing(described: HashMap<String, String>) -> Result<Self> {
-        Self::listen(Box::new(|_, _| Reply::Now), described)
+        Self::listen("127.0.0.1", Box::new(|_, _| Reply::Now), described)
     }
 
-    fn listen(script: Box<Script>, described: HashMap<String, String>) -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
-        let address = listener.local_addr()?;
+    fn listen(host: &str, script: Box<Script>, described: HashMap<String, String>) -> Result<Self> {
+        let listener = TcpListener::bind((host, 0))?;
+        let (address, accepting) = (listener.local_addr()?, listener.try_clone()?);
         let shared = Arc::new(Shared {
             asked: Mutex::default(),
             script,
@@ -119,7 +126,7 @@ impl FakeCamera {
                 });
             }
         });
-        Ok(Self { shared, address })
+        Ok(Self { shared, address, accepting })
     }
 
     /// URL of a path.
@@ -146,7 +153,8 @@ impl FakeCamera {
 impl Drop for FakeCamera {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        TcpStream::connect(self.address).ok();
+        // Its thread returns from accept, in whatever namespace it is.
+        nix::sys::socket::shutdown(self.accepting.as_raw_fd(), nix::sys::socket::Shutdown::Both).ok();
     }
 }
 

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use msm_tests::camera::Transport;
-use msm_tests::lab::Node;
 use msm_tests::rtsp::{self, Answer};
 
 /// Generous, because the machine of the tests may be busy: no assertion of speed depends on it.
@@ -40,13 +39,8 @@ pub(crate) struct Peer {
 impl Peer {
     /// Connects to the server of a URL.
     pub(crate) fn open(url: &str) -> Result<Self> {
-        Self::inside(url, None)
-    }
-
-    /// Connects from inside a node.
-    pub(crate) fn inside(url: &str, node: Option<&Node>) -> Result<Self> {
         Ok(Self {
-            stream: rtsp::connect(url, node, None)?,
+            stream: rtsp::connect(url, None, None)?,
             buffer: Vec::new(),
             sequence: 0,
             session: None,
@@ -289,21 +283,15 @@ pub(crate) struct Viewer {
     pub(crate) url: String,
     /// Tracks in the order of the description.
     pub(crate) tracks: Vec<Track>,
-    node: Option<Node>,
 }
 
 impl Viewer {
     /// DESCRIBE and SETUP of every track, asking for channels or ports as players do.
     pub(crate) fn set_up(url: &str, transport: Transport) -> Result<Self> {
-        Self::set_up_inside(url, transport, None)
-    }
-
-    /// The same from inside a node.
-    pub(crate) fn set_up_inside(url: &str, transport: Transport, node: Option<&Node>) -> Result<Self> {
-        let mut peer = Peer::inside(url, node)?;
+        let mut peer = Peer::open(url)?;
         let described = peer.request("DESCRIBE", url, &[("Accept", "application/sdp")], "")?.ok()?;
         let base = described.header("Content-Base").context("no Content-Base")?.to_owned();
-        let mut viewer = Self { peer, url: url.to_owned(), tracks: Vec::new(), node: node.cloned() };
+        let mut viewer = Self { peer, url: url.to_owned(), tracks: Vec::new() };
         for (number, control) in controls(&described.body).into_iter().enumerate() {
             viewer.set_up_track(&format!("{base}{control}"), transport, 2 * number as u8)?;
         }
@@ -318,10 +306,7 @@ impl Viewer {
                 (offer, None)
             }
             Transport::Udp => {
-                let (rtp, rtcp) = match &self.node {
-                    Some(node) => node.inside(udp_pair)??,
-                    None => udp_pair()?,
-                };
+                let (rtp, rtcp) = udp_pair()?;
                 let port = rtp.local_addr()?.port();
                 (format!("RTP/AVP;unicast;client_port={port}-{}", port + 1), Some(Inlet::Udp(rtp, rtcp)))
             }
@@ -412,6 +397,15 @@ pub(crate) fn assert_contiguous(packets: &[Rtp]) {
         assert_eq!(pair[1].seq, pair[0].seq.wrapping_add(1), "a gap: {:?}", sequences(packets));
         assert_eq!(pair[1].ssrc, pair[0].ssrc, "another SSRC within a leg");
     }
+}
+
+/// Every packet between the first and the last is there once, in whatever order a leg's way from worker to
+/// kernel left them (ADR 0005).
+pub(crate) fn assert_complete(packets: &[Rtp]) {
+    let mut sorted = packets.to_vec();
+    let first = packets.first().map_or(0, |packet| packet.seq);
+    sorted.sort_by_key(|packet| packet.seq.wrapping_sub(first) as i16);
+    assert_contiguous(&sorted);
 }
 
 fn sequences(packets: &[Rtp]) -> Vec<u16> {

@@ -3,12 +3,14 @@
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::camera::{self, GstCamera, ServedCamera, Stage, Transport};
 use msm_tests::fixture::{Fixture, Profile};
+use msm_tests::ground::Ground;
 use msm_tests::oracle::{self, Claim};
 use msm_tests::privilege::{self, Need};
 use msm_tests::process::{Scratch, wait_for};
 use msm_tests::proxy::{Options, Proxy};
 use msm_tests::viewer::{Player, Viewer, Watch};
 
+use crate::fake_camera::FakeCamera;
 use crate::peer::PATIENCE;
 
 /// Frames after which a viewer has proved that it plays: more than two of the source's groups.
@@ -39,6 +41,10 @@ pub(crate) fn pulling(
     pulls: &[(&str, String, Option<Transport>)],
     flags: &[&str],
 ) -> Result<Proxy> {
+    Proxy::start(Stage::here(scratch.path()), "proxy", &options(pulls, flags))
+}
+
+fn options(pulls: &[(&str, String, Option<Transport>)], flags: &[&str]) -> Options {
     let mut options = Options::default();
     for (name, url, transport) in pulls {
         options.pulls.push(((*name).to_owned(), url.clone()));
@@ -47,7 +53,24 @@ pub(crate) fn pulling(
         }
     }
     options.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-    Proxy::start(Stage::here(scratch.path()), "proxy", &options)
+    options
+}
+
+/// A proxy on the ground of a case; it pulls these by UDP.
+pub(crate) fn pulling_on(ground: &Ground, pulls: &[(&str, String)], flags: &[&str]) -> Result<Proxy> {
+    let pulls: Vec<_> = pulls.iter().map(|(name, url)| (*name, url.clone(), None)).collect();
+    ground.proxy("proxy", options(&pulls, flags))
+}
+
+/// A camera spoken by hand, among the cameras of a case's ground.
+pub(crate) fn fake_camera_on(ground: &Ground) -> Result<FakeCamera> {
+    ground.among_cameras(|| FakeCamera::start_at(ground.camera_host()))
+}
+
+/// GStreamer's RTSP server among the cameras of a case's ground.
+pub(crate) fn gst_camera_on(ground: &Ground, fixture: &Fixture) -> Result<ServedCamera> {
+    let settings = GstCamera { address: ground.camera_host(), ..GstCamera::default() };
+    ground.among_cameras(|| gst_camera(ground.scratch(), fixture, &settings))
 }
 
 /// What the cameras send: groups of 0.4 s and sound.
@@ -55,7 +78,7 @@ pub(crate) fn film() -> Result<Fixture> {
     Fixture::make(Profile::H264Aac)
 }
 
-/// GStreamer's RTSP server on loopback.
+/// GStreamer's RTSP server.
 pub(crate) fn gst_camera(
     scratch: &Scratch,
     fixture: &Fixture,

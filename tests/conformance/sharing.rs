@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::camera::{GstCamera, Stage, Transport};
+use msm_tests::ground::Ground;
 use msm_tests::process::{Launch, Process, Scratch, wait_for};
 
 use crate::fake_camera::{FakeCamera, TRACKS, read_payload};
-use crate::peer::{PATIENCE, Peer, Viewer, assert_all_contiguous, assert_contiguous};
+use crate::peer::{PATIENCE, Peer, Viewer, assert_all_contiguous, assert_complete, assert_contiguous};
 use crate::scene;
 
 /// Long enough that a slow machine keeps all viewers within one use of the source.
@@ -18,16 +19,15 @@ const LINGER: &str = "2s";
 /// gets its TEARDOWN.
 #[test]
 fn twenty_viewers_share_one_upstream_session_that_ends_after_the_last() -> Result<()> {
-    if !scene::programs("twenty_viewers_share_one_upstream_session_that_ends_after_the_last") {
+    let test = "twenty_viewers_share_one_upstream_session_that_ends_after_the_last";
+    if !scene::programs(test) {
         return Ok(());
     }
-    let scratch = Scratch::new("twenty")?;
-    let camera = scene::gst_camera(&scratch, &scene::film()?, &GstCamera::default())?;
-    let proxy = scene::pulling(
-        &scratch,
-        &[("cam", camera.url.clone(), None)],
-        &["--linger", LINGER, "--log-level", "debug"],
-    )?;
+    let Some(ground) = Ground::new(test)? else { return Ok(()) };
+    let scratch = ground.scratch();
+    let camera = scene::gst_camera_on(&ground, &scene::film()?)?;
+    let pulls = [("cam", camera.url.clone())];
+    let proxy = scene::pulling_on(&ground, &pulls, &["--linger", LINGER, "--log-level", "debug"])?;
     let start = |number: usize| -> Result<Process> {
         let transport = if number.is_multiple_of(2) { "udp" } else { "tcp" };
         Launch::new(&format!("viewer-{number}"), "ffmpeg")
@@ -50,6 +50,7 @@ fn twenty_viewers_share_one_upstream_session_that_ends_after_the_last() -> Resul
     assert_eq!(camera.events("play").len(), 1, "upstream PLAYs");
     let legs = proxy.stream("cam").context("no stream")?["legs"].as_array().map_or(0, Vec::len);
     assert_eq!(legs, 20);
+    ground.wait_until_carried(&proxy, "cam", 10, || Ok(()))?;
 
     let mut peers = Vec::new();
     for _ in 0..5 {
@@ -74,22 +75,38 @@ fn twenty_viewers_share_one_upstream_session_that_ends_after_the_last() -> Resul
         (camera.open_connections() == 0).then_some(())
     })?;
     assert_eq!(camera.sessions(), 1);
-    Ok(())
+    ground.judge()
 }
 
 /// Case 7 at the camera's side of the wire (RTSP-27, RTSP-28): a burst of viewers asks nothing twice.
 #[test]
 fn simultaneous_viewers_cause_one_describe_one_setup_per_track_and_one_play() -> Result<()> {
-    let (scratch, camera) = (Scratch::new("flight")?, FakeCamera::start()?);
-    let proxy = scene::pulling(&scratch, &[("cam", camera.url("one"), None)], &["--linger", "500ms"])?;
+    let test = "simultaneous_viewers_cause_one_describe_one_setup_per_track_and_one_play";
+    let Some(ground) = Ground::new(test)? else { return Ok(()) };
+    let camera = scene::fake_camera_on(&ground)?;
+    let proxy = scene::pulling_on(&ground, &[("cam", camera.url("one"))], &["--linger", "500ms"])?;
     let url = proxy.url("cam");
+    // On a kernel rung all viewers stay until the ten over UDP are there.
+    let everybody = std::sync::Barrier::new(20);
     std::thread::scope(|scope| {
         let viewers: Vec<_> = (0..20)
             .map(|number| {
                 let (url, transport) = (&url, Transport::ALL[number % 2]);
+                let (ground, proxy, everybody) = (&ground, &proxy, &everybody);
                 scope.spawn(move || -> Result<()> {
-                    let (mut viewer, _) = Viewer::play(url, transport)?;
-                    viewer.packets(5)?;
+                    let played = Viewer::play(url, transport).and_then(|(mut viewer, _)| {
+                        let packets = viewer.packets(5)?;
+                        if number == 0 {
+                            ground.wait_until_carried(proxy, "cam", 10, || Ok(()))?;
+                        }
+                        Ok((viewer, packets))
+                    });
+                    everybody.wait();
+                    let (mut viewer, mut packets) = played?;
+                    for (before, after) in packets.iter_mut().zip(viewer.packets(20)?) {
+                        before.extend(after);
+                        assert_complete(before);
+                    }
                     viewer.tear_down().map(drop)
                 })
             })
@@ -102,7 +119,7 @@ fn simultaneous_viewers_cause_one_describe_one_setup_per_track_and_one_play() ->
         assert_eq!(camera.count(method), count, "{method}");
     }
     wait_for("TEARDOWN", PATIENCE, || (camera.count("TEARDOWN") == 1).then_some(()))?;
-    Ok(())
+    ground.judge()
 }
 
 /// CP9 (RTSP-26, RTSP-27): one of three pauses; the others miss nothing, the camera hears nothing, and

@@ -5,13 +5,12 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use msm_tests::camera::{self, GstCamera, Stage, Transport};
-use msm_tests::lab::Lab;
+use msm_tests::camera::{self, GstCamera, Transport};
+use msm_tests::ground::Ground;
 use msm_tests::oracle::{self, Claim};
 use msm_tests::packet::Capture;
 use msm_tests::privilege::{self, Need};
 use msm_tests::process::{Launch, Scratch, output, wait_for};
-use msm_tests::proxy::{Options, Proxy};
 use msm_tests::viewer::{Player, Viewer as RealViewer, Watch};
 
 use crate::fake_camera::{FakeCamera, read_payload};
@@ -28,27 +27,22 @@ fn udp_media_comes_from_the_address_named_and_rtcp_goes_back_to_it() -> Result<(
     if !privilege::granted(test, &needs) || !scene::programs(test) {
         return Ok(());
     }
-    let (scratch, film) = (Scratch::new("source")?, scene::film()?);
-    let mut lab = Lab::new()?;
-    let (near, far) = (lab.node("proxy")?, lab.node("viewer")?);
-    let (_, device) = lab.cable(&near, &["10.77.0.1/24", "10.77.0.2/24"], &far, &["10.77.0.9/24"])?;
-    let proxy = Proxy::start(Stage::inside(scratch.path(), &near), "proxy", &Options::default())?;
-    let publisher = camera::publish_with_ffmpeg(
-        Stage::inside(scratch.path(), &near),
-        "publisher",
-        &film,
-        &proxy.url_at("127.0.0.1", "cam"),
-        Transport::Tcp,
-    )?;
+    let film = scene::film()?;
+    let Some(ground) = Ground::with_networks(test)? else { return Ok(()) };
+    let proxy = scene::pulling_on(&ground, &[], &[])?;
+    let publisher = ground.among_cameras(|| {
+        let target = ground.publish_url(&proxy, "cam");
+        camera::publish_with_ffmpeg(ground.stage(), "publisher", &film, &target, Transport::Udp)
+    })?;
     proxy.wait_for_media("cam", 2, PATIENCE).with_context(|| publisher.tail())?;
-    let url = proxy.url_at("10.77.0.2", "cam");
-    let stage = Stage::inside(scratch.path(), &far);
-    let capture = Capture::start(stage, "capture", &device, "udp")?;
+    // The host's second address there.
+    let url = proxy.url_at("10.91.2.2", "cam");
+    let capture = Capture::start(ground.stage(), "capture", ground.viewers_device(), "udp")?;
 
-    let spoken = Viewer::set_up_inside(&url, Transport::Udp, Some(&far))?;
+    let spoken = Viewer::set_up(&url, Transport::Udp)?;
     let mut ports = Vec::new();
     for track in &spoken.tracks {
-        ensure!(track.transport.contains(";source=10.77.0.2"), "{}", track.transport);
+        ensure!(track.transport.contains(";source=10.91.2.2"), "{}", track.transport);
         let (rtp, rtcp) = server_ports(&track.transport)?;
         ensure!(rtp % 2 == 0 && rtcp == rtp + 1, "{}", track.transport);
         let Inlet::Udp(own, _) = &track.inlet else { bail!("asked for UDP, got {:?}", track.inlet) };
@@ -67,7 +61,7 @@ fn udp_media_comes_from_the_address_named_and_rtcp_goes_back_to_it() -> Result<(
             credentials: None,
             profile: film.profile,
         };
-        viewers.push(RealViewer::start(stage, watch)?);
+        viewers.push(RealViewer::start(ground.stage(), watch)?);
     }
     // What a leg reports as lost comes from its viewer's own RTCP; until that arrived it is null.
     wait_for("RTCP of both players at the proxy", PATIENCE * 2, || {
@@ -76,6 +70,7 @@ fn udp_media_comes_from_the_address_named_and_rtcp_goes_back_to_it() -> Result<(
         (reported == 2).then_some(())
     })
     .with_context(|| format!("{:?}", proxy.stream("cam")))?;
+    ground.wait_until_carried(&proxy, "cam", 2, || Ok(()))?;
     scene::judge_all(&film, viewers)?;
     let file = capture.finish()?;
     let fields = |filter: &str, fields: &[&str]| -> Result<Vec<String>> {
@@ -86,16 +81,16 @@ fn udp_media_comes_from_the_address_named_and_rtcp_goes_back_to_it() -> Result<(
         }
         Ok(output("tshark", &args)?.lines().map(str::to_owned).collect())
     };
-    let from = fields("ip.dst == 10.77.0.9 && udp && !icmp", &["ip.src", "udp.srcport"])?;
+    let from = fields("ip.dst == 10.91.2.9 && udp && !icmp", &["ip.src", "udp.srcport"])?;
     ensure!(from.len() > 100, "only {} datagrams", from.len());
     let allowed: Vec<String> =
-        ports.iter().flat_map(|port| [*port, port + 1]).map(|port| format!("10.77.0.2\t{port}")).collect();
+        ports.iter().flat_map(|port| [*port, port + 1]).map(|port| format!("10.91.2.2\t{port}")).collect();
     for line in &from {
         ensure!(allowed.contains(line), "a datagram from {line}, not from {allowed:?}");
     }
-    let rtcp = fields(&format!("udp.dstport == {} && ip.dst == 10.77.0.2", ports[0] + 1), &["ip.src"])?;
+    let rtcp = fields(&format!("udp.dstport == {} && ip.dst == 10.91.2.2", ports[0] + 1), &["ip.src"])?;
     ensure!(rtcp.len() >= 2, "RTCP on the wire: {}", rtcp.len());
-    Ok(())
+    ground.judge()
 }
 
 /// What a relay between player and proxy saw.

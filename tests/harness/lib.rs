@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod camera;
 pub mod fixture;
+pub mod ground;
 pub mod lab;
 pub mod lip_sync;
 pub mod matrix;

@@ -35,6 +35,10 @@ pub struct Options {
     pub address: Option<String>,
     /// RTSP port; default a free one, inside a node 8554.
     pub port: Option<u16>,
+    /// Address of its URLs, where that is not the one it listens on.
+    pub reached_at: Option<String>,
+    /// Another one runs in the same node: it takes ports of its own there too.
+    pub beside: bool,
 }
 
 /// A running proxy.
@@ -64,17 +68,29 @@ impl Proxy {
     /// Starts it on ports of its own (inside a node: on its default ports) and waits until it is ready.
     pub fn start(stage: Stage<'_>, name: &str, options: &Options) -> Result<Self> {
         let inside = stage.node.is_some();
-        let (rtsp_port, admin_port) = if inside { (8554, 8081) } else { (free_port()?, free_port()?) };
+        let alone = inside && !options.beside;
+        let free =
+            || -> Result<(u16, u16, (u16, u16))> { Ok((free_port()?, free_port()?, free_udp_range()?)) };
+        let (rtsp_port, admin_port, (first, last)) = match stage.node {
+            _ if alone => (8554, 8081, (8060, 8187)),
+            Some(node) => node.inside(free)??,
+            None => free()?,
+        };
         let rtsp_port = options.port.unwrap_or(rtsp_port);
-        let host = options.address.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
+        let listens = match &options.address {
+            Some(address) => address.clone(),
+            None if inside => "::".to_owned(),
+            None => "127.0.0.1".to_owned(),
+        };
+        let local = options.address.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
+        let host = options.reached_at.clone().unwrap_or(local);
         let binary = options.program.clone().map_or_else(program, Ok)?;
         let mut arguments = vec!["standalone".to_owned()];
         let mut give = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
-        if !inside || options.address.is_some() {
-            give("--rtsp", format!("{}:{rtsp_port}", bracketed(&host)));
+        if !alone || options.address.is_some() {
+            give("--rtsp", format!("{}:{rtsp_port}", bracketed(&listens)));
         }
-        if !inside {
-            let (first, last) = free_udp_range()?;
+        if !alone {
             give("--admin", format!("127.0.0.1:{admin_port}"));
             give("--rtp-ports", format!("{first}-{last}"));
         }
@@ -142,6 +158,11 @@ impl Proxy {
         format!("rtsp://{}:{}/{path}", bracketed(host), self.rtsp_port)
     }
 
+    /// Where the admin port listens, in the proxy's namespace.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// URL of a page of the admin port.
     pub fn admin_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
@@ -150,20 +171,10 @@ impl Proxy {
     /// Body of a page of the admin port; fails unless its status is 200.
     pub fn get(&self, path: &str) -> Result<String> {
         let admin = self.admin;
-        let connect = move || TcpStream::connect_timeout(&admin, Duration::from_secs(2));
-        let mut stream = match &self.node {
-            Some(node) => node.inside(connect)??,
-            None => connect()?,
-        };
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let status = head.split_whitespace().nth(1).unwrap_or_default();
-        ensure!(status == "200", "{path}: {status}");
-        Ok(body.to_owned())
+        match &self.node {
+            Some(node) => node.inside(move || get(admin, path))?,
+            None => get(admin, path),
+        }
     }
 
     /// `GET /v1/streams`.
@@ -189,15 +200,7 @@ impl Proxy {
 
     /// Sum of a metric's series whose line contains every one of `labels`, for example `reason="ssrc"`.
     pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
-        let text = self.get("/metrics")?;
-        Ok(text
-            .lines()
-            .filter(|line| {
-                line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
-                    && labels.iter().all(|label| line.contains(label))
-            })
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum())
+        Ok(sum_of(&self.get("/metrics")?, name, labels))
     }
 
     /// SIGTERM; fails unless it ends by itself with status 0.
@@ -207,6 +210,32 @@ impl Proxy {
         ensure!(status.success(), "the proxy ended with {}:\n{}", describe(status), self.process.tail());
         Ok(())
     }
+}
+
+/// Body of a page of an admin port that the calling thread's network reaches; fails unless its status is 200.
+pub(crate) fn get(admin: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&admin, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let status = head.split_whitespace().nth(1).unwrap_or_default();
+    ensure!(status == "200", "{path}: {status}");
+    Ok(body.to_owned())
+}
+
+/// Sum of a metric's series whose line contains every one of `labels`.
+pub(crate) fn sum_of(metrics: &str, name: &str, labels: &[&str]) -> f64 {
+    metrics
+        .lines()
+        .filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|label| line.contains(label))
+        })
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
 }
 
 fn bracketed(host: &str) -> String {

@@ -1,9 +1,13 @@
 //! A camera that a test drives packet by packet: known numbers in known headers.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use msm_tests::camera::Transport;
+use msm_tests::ground::Ground;
 use msm_tests::probe::wire::{Rtp, SenderReport, word_at};
 use msm_tests::probe::{Player, Publisher, VIDEO_AUDIO};
+use msm_tests::proxy::Proxy;
 
 /// Where a run of the camera starts; each restart has another one.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +105,33 @@ impl Feed {
         self.base = self.number;
         self.sent = 0;
     }
+}
+
+/// A feed among the cameras of a case's ground.
+pub(crate) fn record_on(ground: &Ground, proxy: &Proxy) -> Result<Feed> {
+    ground.among_cameras(|| Feed::record(&ground.publish_url(proxy, "cam"), Transport::Udp))
+}
+
+/// Feeds until the kernel carries so many legs over UDP, if it is to: longer than a restart takes to be
+/// noticed, so that legs which have still to come back from there are not meant.
+pub(crate) fn until_carried(feed: &mut Feed, ground: &Ground, proxy: &Proxy, legs: usize) -> Result<()> {
+    if !ground.is_kernel() {
+        return Ok(());
+    }
+    for _ in 0..20 {
+        feed.next()?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ground.wait_until_carried(proxy, "cam", legs, || feed.next())
+}
+
+/// Packets as they are to be compared: in order of arrival, and by number where legs move between worker and
+/// kernel, which may reorder a few (ADR 0005).
+pub(crate) fn comparable(ground: &Ground, mut packets: Vec<Rtp>) -> Vec<Rtp> {
+    if let (true, Some(first)) = (ground.is_kernel(), packets.first().map(|packet| packet.sequence)) {
+        packets.sort_by_key(|packet| packet.sequence.wrapping_sub(first) as i16);
+    }
+    packets
 }
 
 /// The number inside a packet's payload.

@@ -3,12 +3,13 @@
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::camera::{GstCamera, Stage, Transport, publish_with_ffmpeg, serve_with_gstreamer};
 use msm_tests::fixture::{Fixture, Profile};
+use msm_tests::ground::Ground;
 use msm_tests::lip_sync::{Played, TimedViewer, lateness_of_sound};
 use msm_tests::privilege::{Need, granted};
-use msm_tests::process::{Scratch, wait_for};
-use msm_tests::proxy::{Options, Proxy};
+use msm_tests::process::wait_for;
+use msm_tests::proxy::Options;
 
-use crate::healthy::{LIMIT, proxy};
+use crate::healthy::LIMIT;
 
 const NEEDS: [Need; 3] = [Need::Program("ffmpeg"), Need::Program("gst-launch-1.0"), Need::GstRtspServer];
 /// What is promised.
@@ -59,24 +60,31 @@ fn picture_and_sound_stay_together_when_a_pulled_camera_restarts() {
     if !granted("lip sync of a pulled camera", &NEEDS) {
         return;
     }
-    let scratch = Scratch::new("lip-sync-pulled").unwrap();
-    let stage = Stage::here(scratch.path());
+    let test = "picture_and_sound_stay_together_when_a_pulled_camera_restarts";
+    let Some(ground) = Ground::new(test).unwrap() else { return };
+    let stage = ground.stage();
     let fixture = Fixture::make(Profile::H264Aac).unwrap();
-    let mut camera = serve_with_gstreamer(stage, "camera", &fixture, &GstCamera::default()).unwrap();
+    let serve = |name: &str, port: u16| {
+        let settings = GstCamera { address: ground.camera_host(), port, ..GstCamera::default() };
+        ground.among_cameras(|| serve_with_gstreamer(stage, name, &fixture, &settings)).unwrap()
+    };
+    let mut camera = serve("camera", 0);
     let port = camera.url.trim_end_matches("/cam").rsplit(':').next().unwrap().parse().unwrap();
     let options = Options { pulls: vec![("cam".to_owned(), camera.url.clone())], ..Options::default() };
-    let proxy = Proxy::start(stage, "proxy", &options).unwrap();
+    let proxy = ground.proxy("proxy", options).unwrap();
     let viewers = viewers(stage, &proxy.url("cam")).unwrap();
     wait_for_pictures(&viewers, PICTURES).unwrap();
+    ground.wait_until_carried(&proxy, "cam", 1, || Ok(())).unwrap();
     for life in 1..=2 {
         camera.process.kill();
-        let again = GstCamera { port, ..GstCamera::default() };
-        camera = serve_with_gstreamer(stage, &format!("camera-{life}"), &fixture, &again).unwrap();
+        camera = serve(&format!("camera-{life}"), port);
         wait_for_pictures(&viewers, PICTURES).unwrap();
+        ground.wait_until_carried(&proxy, "cam", 1, || Ok(())).unwrap();
     }
     for viewer in &viewers {
         judge(viewer, &fixture).unwrap();
     }
+    ground.judge().unwrap();
 }
 
 #[test]
@@ -84,21 +92,30 @@ fn picture_and_sound_stay_together_when_a_publisher_comes_back() {
     if !granted("lip sync of a publisher", &NEEDS) {
         return;
     }
-    let scratch = Scratch::new("lip-sync-published").unwrap();
-    let stage = Stage::here(scratch.path());
+    let test = "picture_and_sound_stay_together_when_a_publisher_comes_back";
+    let Some(ground) = Ground::new(test).unwrap() else { return };
+    let stage = ground.stage();
     let fixture = Fixture::make(Profile::H264Aac).unwrap();
-    let proxy = proxy(scratch.path(), &[]).unwrap();
-    let url = proxy.url("cam");
-    let mut publisher = publish_with_ffmpeg(stage, "life-0", &fixture, &url, Transport::Udp).unwrap();
+    let proxy = ground.proxy("proxy", Options::default()).unwrap();
+    let (url, target) = (proxy.url("cam"), ground.publish_url(&proxy, "cam"));
+    let publish = |name: &str, transport: Transport| {
+        ground.among_cameras(|| publish_with_ffmpeg(stage, name, &fixture, &target, transport)).unwrap()
+    };
+    let mut publisher = publish("life-0", Transport::Udp);
     proxy.wait_for_media("cam", 2, LIMIT).unwrap();
     let viewers = viewers(stage, &url).unwrap();
     wait_for_pictures(&viewers, PICTURES).unwrap();
+    ground.wait_until_carried(&proxy, "cam", 1, || Ok(())).unwrap();
     for (life, transport) in [(1, Transport::Udp), (2, Transport::Tcp)] {
         publisher.kill();
-        publisher = publish_with_ffmpeg(stage, &format!("life-{life}"), &fixture, &url, transport).unwrap();
+        publisher = publish(&format!("life-{life}"), transport);
         wait_for_pictures(&viewers, PICTURES).unwrap();
+        if transport == Transport::Udp {
+            ground.wait_until_carried(&proxy, "cam", 1, || Ok(())).unwrap();
+        }
     }
     for viewer in &viewers {
         judge(viewer, &fixture).unwrap();
     }
+    ground.judge().unwrap();
 }
