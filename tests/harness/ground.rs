@@ -1,6 +1,6 @@
 //! Where a case of the protocols is played: on loopback, or on a rung, with the proxy in a namespace of its own.
 //!
-//! Without [`ENV_MAX_RUNG`] everything runs where the test runs, over loopback: media stays with the workers.
+//! Without [`ENV_RUNG`] everything runs where the test runs, over loopback: media stays with the workers.
 //! With it the proxy is the host between two networks, cameras are on one and viewers on the other, and the
 //! test's own thread *is* on the viewers' network: sockets that it opens, threads and programs that it starts
 //! are there too. [`Ground::among_cameras`] does the same on the cameras' side. So one body serves every rung.
@@ -12,9 +12,10 @@
 //!
 //! What carried the media is judged by [`Ground::judge`] from counters, never from the setting.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -32,10 +33,10 @@ mod evidence;
 mod tables;
 
 pub use cases::{CASES, Carried, Case};
-pub use evidence::{ENV_REPORT, Evidence, Line, Reported};
+pub use evidence::{ENV_REPORT, Evidence, Line, Reported, SOURCE_OVER_TCP};
 
 /// The best rung that proxies of the cases may use, and that they must reach: `user`, `tc` or `tcx`.
-pub const ENV_MAX_RUNG: &str = "MSM_MAX_RUNG";
+pub const ENV_RUNG: &str = "MSM_TEST_RUNG";
 
 /// Patience with a leg on its way to the kernel, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -80,8 +81,8 @@ impl Rung {
 /// # Errors
 /// The variable names none.
 pub fn asked() -> Result<Option<Rung>> {
-    let Some(name) = environment(ENV_MAX_RUNG) else { return Ok(None) };
-    Rung::named(&name).map(Some).with_context(|| format!("{ENV_MAX_RUNG}={name}: write user, tc or tcx"))
+    let Some(name) = environment(ENV_RUNG) else { return Ok(None) };
+    Rung::named(&name).map(Some).with_context(|| format!("{ENV_RUNG}={name}: write user, tc or tcx"))
 }
 
 /// The ground of one test.
@@ -181,6 +182,11 @@ impl Ground {
     /// Folder of logs and results.
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
+    }
+
+    /// Leaves the folder of logs behind and says where it is.
+    pub fn keep(mut self) -> PathBuf {
+        self.scratch.keep().unwrap_or_default()
     }
 
     /// Where viewers run.
@@ -286,7 +292,7 @@ impl Ground {
         Ok(proxy)
     }
 
-    /// Waits until the kernel carries so many UDP legs of a stream, all that it has, and each has got media
+    /// Waits until the kernel carries all UDP legs of a stream, at least so many, and each has got media
     /// there by its counter; `meanwhile` keeps media flowing. Nothing to wait for on loopback and on `user`.
     ///
     /// # Errors
@@ -314,7 +320,7 @@ impl Ground {
             };
             let carried =
                 udp.iter().all(|leg| leg["rung"] == rung.name() && leg["peer"].as_str().is_some_and(got));
-            (udp.len() == legs && carried).then_some(())
+            (udp.len() >= legs && carried).then_some(())
         });
         if let Some(error) = failed {
             return Err(error);
@@ -333,7 +339,21 @@ impl Ground {
         let line = self.collected()?.judge(rung, carried)?;
         let Some(case) = self.case else { bail!("what is no case reports for itself") };
         eprintln!("{} case {}: {line:?}", rung.name(), case.number);
-        line.report(case, rung)
+        line.report(case.number, case.test, rung)
+    }
+
+    /// What one stream has shown so far; its packets only, for the kernel's counters know no streams.
+    pub fn shown_so_far(&self, stream: &str) -> Line {
+        let Some(rung) = self.rung else { return Line::default() };
+        let all = self.evidence.lock().expect("nothing panics with it");
+        let lines = all.iter().map(|evidence| evidence.of_stream(stream, rung));
+        lines.max_by_key(|line| line.legs).unwrap_or_default()
+    }
+
+    /// Reasons why viewers of one stream over UDP have been with the workers.
+    pub fn reasons(&self, stream: &str) -> BTreeSet<String> {
+        let all = self.evidence.lock().expect("nothing panics with it");
+        all.iter().flat_map(|evidence| evidence.reasons(stream)).collect()
     }
 
     /// Ends the collecting and returns what all proxies showed together.

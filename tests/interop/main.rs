@@ -3,6 +3,10 @@
 //! Without arguments: the pairwise selection. `--all`: every cell, and `--report FILE` writes the table.
 //! `--direct`: viewers play the served cameras themselves, which proves the harness and the programs.
 //! `--only TEXT`: cells whose name contains it.
+//!
+//! With `MSM_TEST_RUNG` the proxy stands in a namespace of its own between sources and viewers, and a cell is
+//! passed only if its viewers were carried as they should be: those over UDP by that rung, unless their source
+//! is on TCP, which needs the worker.
 
 #![expect(clippy::print_stdout, reason = "its report is this program's output")]
 
@@ -12,13 +16,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use msm_tests::camera::{self, GstCamera, ServedCamera, Stage, Transport};
+use anyhow::{Context as _, Result, bail, ensure};
+use msm_tests::camera::{self, GstCamera, ServedCamera, Transport};
 use msm_tests::fixture::{Fixture, Profile};
+use msm_tests::ground::{Carried, Ground, Line, SOURCE_OVER_TCP};
 use msm_tests::matrix::{self, Cell, Scene, Source};
 use msm_tests::oracle::{self, Claim};
 use msm_tests::privilege::{self, Need};
-use msm_tests::process::{Process, Scratch, free_port};
+use msm_tests::process::{Process, free_port};
 use msm_tests::proxy::{Options, Proxy};
 use msm_tests::viewer::{Viewer, Watch};
 use nix::sys::signal::Signal;
@@ -65,7 +70,7 @@ fn main() -> Result<()> {
         cells.retain(|cell| cell.to_string().contains(only) || cell.slug().contains(only));
     }
     let started = Instant::now();
-    let outcomes = run(&cells, arguments.direct)?;
+    let Some(outcomes) = run(&cells, arguments.direct)? else { return Ok(()) };
     let failed = outcomes.values().filter(|outcome| outcome.is_err()).count();
     if let Some(path) = &arguments.report {
         std::fs::write(path, report::write(&outcomes)?).with_context(|| path.clone())?;
@@ -97,7 +102,11 @@ fn arguments() -> Result<Arguments> {
     Ok(found)
 }
 
-fn run(cells: &[Cell], direct: bool) -> Result<BTreeMap<Cell, Outcome>> {
+fn run(cells: &[Cell], direct: bool) -> Result<Option<BTreeMap<Cell, Outcome>>> {
+    let Some(ground) = Ground::of("interop")? else {
+        println!("interop: 0 passed, 0 failed, skipped");
+        return Ok(None);
+    };
     let mut scenes: BTreeMap<Scene, Vec<Cell>> = BTreeMap::new();
     for cell in cells {
         scenes.entry(cell.scene).or_default().push(*cell);
@@ -106,27 +115,26 @@ fn run(cells: &[Cell], direct: bool) -> Result<BTreeMap<Cell, Outcome>> {
     for profile in Profile::ALL {
         fixtures.insert(profile, Fixture::make(profile)?);
     }
-    let mut scratch = Scratch::new("interop")?;
     // A pulled camera's port is fixed now, because the proxy is told about it when it starts.
     let mut ports = BTreeMap::new();
     let mut options = Options { flags: vec!["--linger".into(), "1s".into()], ..Options::default() };
     for scene in scenes.keys().filter(|scene| scene.source.is_pulled()) {
-        let (name, port) = (scene.slug(), free_port()?);
-        options.pulls.push((name.clone(), format!("rtsp://127.0.0.1:{port}/cam")));
+        let (name, port) = (scene.slug(), ground.among_cameras(free_port)?);
+        options.pulls.push((name.clone(), format!("rtsp://{}:{port}/cam", ground.camera_host())));
         options.pull_transports.push((name.clone(), scene.transport));
         if scene.source == Source::GstServe {
-            let file = camera::credentials_file(scratch.path(), &format!("{name}.login"), CREDENTIALS)?;
+            let file =
+                camera::credentials_file(ground.scratch().path(), &format!("{name}.login"), CREDENTIALS)?;
             options.credentials.push((name, file));
         }
         ports.insert(*scene, port);
     }
-    let proxy =
-        if direct { None } else { Some(Proxy::start(Stage::here(scratch.path()), "proxy", &options)?) };
+    let proxy = if direct { None } else { Some(ground.proxy("proxy", options)?) };
     // A login is asked for everything of a proxy, so those scenes have one of their own.
     let needs_login = scenes.keys().any(|scene| scene.source.needs_login());
-    let guarded = if needs_login { Some(guarded(&scratch)?) } else { None };
+    let guarded = if needs_login { Some(guarded(&ground)?) } else { None };
 
-    let world = World { stage: Stage::here(scratch.path()), fixtures, ports, proxy, guarded };
+    let world = World { ground: &ground, fixtures, ports, proxy, guarded };
     let mut outcomes = world.play_all(scenes, PARALLEL);
     let is_of_the_machine = |(cell, outcome): &(&Cell, &Outcome)| {
         outcome.as_ref().is_err_and(|reason| {
@@ -140,17 +148,26 @@ fn run(cells: &[Cell], direct: bool) -> Result<BTreeMap<Cell, Outcome>> {
     }
     outcomes.extend(world.play_all(again, 1));
     drop(world);
-    if outcomes.values().any(Result::is_err)
-        && let Some(folder) = scratch.keep()
-    {
-        println!("logs: {}", folder.display());
+    // The kernel's own counters know no streams: what they say is judged of all cells together.
+    if let Some(rung) = ground.rung().filter(|_| !direct) {
+        match ground.collected()?.judge(rung, Carried::Kernel) {
+            Ok(line) => println!("carried by {}: {line:?}", rung.name()),
+            Err(error) => {
+                for outcome in outcomes.values_mut().filter(|outcome| outcome.is_ok()) {
+                    *outcome = Err(format!("{error:#}"));
+                }
+            }
+        }
     }
-    Ok(outcomes)
+    if outcomes.values().any(Result::is_err) {
+        println!("logs: {}", ground.keep().display());
+    }
+    Ok(Some(outcomes))
 }
 
 /// What all scenes are played with.
 struct World<'a> {
-    stage: Stage<'a>,
+    ground: &'a Ground,
     fixtures: BTreeMap<Profile, Fixture>,
     ports: BTreeMap<Scene, u16>,
     proxy: Option<Proxy>,
@@ -187,7 +204,7 @@ impl World<'_> {
     fn play_one(&self, scene: Scene, cells: &[Cell]) -> Vec<(Cell, Outcome)> {
         let port = self.ports.get(&scene).copied().unwrap_or_default();
         let proxy = if scene.source.needs_login() { &self.guarded } else { &self.proxy };
-        match play(self.stage, scene, cells, &self.fixtures[&scene.profile], port, proxy.as_ref()) {
+        match play(self.ground, scene, cells, &self.fixtures[&scene.profile], port, proxy.as_ref()) {
             Ok(results) => results,
             Err(error) => cells.iter().map(|cell| (*cell, Err(format!("{error:#}")))).collect(),
         }
@@ -195,11 +212,11 @@ impl World<'_> {
 }
 
 /// A proxy that lets one user publish and play.
-fn guarded(scratch: &Scratch) -> Result<Proxy> {
+fn guarded(ground: &Ground) -> Result<Proxy> {
     let (user, password) = CREDENTIALS.split_once(':').context("no login")?;
-    let file = camera::credentials_file(scratch.path(), "user.login", password)?;
-    let options = Options { users: vec![(user.to_owned(), file)], ..Options::default() };
-    Proxy::start(Stage::here(scratch.path()), "proxy-guarded", &options)
+    let file = camera::credentials_file(ground.scratch().path(), "user.login", password)?;
+    let options = Options { users: vec![(user.to_owned(), file)], beside: true, ..Options::default() };
+    ground.proxy("proxy-guarded", options)
 }
 
 /// What keeps a scene's media coming.
@@ -209,14 +226,15 @@ enum Running {
 }
 
 fn start_source(
-    stage: Stage<'_>,
+    ground: &Ground,
     scene: Scene,
     fixture: &Fixture,
     port: u16,
     proxy: Option<&Proxy>,
 ) -> Result<Running> {
-    let name = format!("{}-source", scene.slug());
-    let target = || proxy.map(|proxy| proxy.url(&scene.slug())).context("publishing needs the proxy");
+    let (name, stage) = (format!("{}-source", scene.slug()), ground.stage());
+    let target =
+        || proxy.map(|proxy| ground.publish_url(proxy, &scene.slug())).context("publishing needs the proxy");
     Ok(match scene.source {
         Source::FfmpegPublish => Running::Publishing(camera::publish_with_ffmpeg(
             stage,
@@ -234,24 +252,26 @@ fn start_source(
             scene.source.needs_login().then_some(CREDENTIALS),
         )?),
         Source::GstServe => {
-            let camera = GstCamera { port, digest: Some(CREDENTIALS), ..GstCamera::default() };
+            let address = ground.camera_host();
+            let camera = GstCamera { address, port, digest: Some(CREDENTIALS), ..GstCamera::default() };
             Running::Served(camera::serve_with_gstreamer(stage, &name, fixture, &camera)?)
         }
         Source::VlcServe => {
-            Running::Served(camera::serve_with_vlc(stage, &name, fixture, "127.0.0.1", port)?)
+            Running::Served(camera::serve_with_vlc(stage, &name, fixture, ground.camera_host(), port)?)
         }
     })
 }
 
 fn play(
-    stage: Stage<'_>,
+    ground: &Ground,
     scene: Scene,
     cells: &[Cell],
     fixture: &Fixture,
     port: u16,
     proxy: Option<&Proxy>,
 ) -> Result<Vec<(Cell, Outcome)>> {
-    let mut source = start_source(stage, scene, fixture, port, proxy).context("the source")?;
+    let start = || start_source(ground, scene, fixture, port, proxy);
+    let mut source = ground.among_cameras(start).context("the source")?;
     if let (Running::Publishing(process), Some(proxy)) = (&source, proxy) {
         proxy.wait_for_media(&scene.slug(), 2, Duration::from_secs(10)).with_context(|| process.tail())?;
     }
@@ -275,7 +295,7 @@ fn play(
             credentials,
             profile: scene.profile,
         };
-        viewers.push((*cell, Viewer::start(stage, watch)?));
+        viewers.push((*cell, Viewer::start(ground.stage(), watch)?));
     }
     let mut results = Vec::new();
     let ready: Vec<Result<()>> = viewers
@@ -283,12 +303,24 @@ fn play(
         .map(|(_, viewer)| viewer.wait_for_frames(FRAMES, Duration::from_secs(25)))
         .collect();
     let stream = proxy.and_then(|proxy| proxy.stream(&scene.slug())).unwrap_or_default();
+    let carried = proxy.map(|proxy| carried(ground, proxy, scene, cells));
     let unread: Vec<String> = viewers.iter().map(|(cell, viewer)| unread(*cell, viewer, proxy)).collect();
     for (_, viewer) in &mut viewers {
         viewer.interrupt();
     }
     for (((cell, viewer), ready), unread) in viewers.into_iter().zip(ready).zip(unread) {
         let outcome = ready.and_then(|()| judge(cell, fixture, viewer));
+        let outcome = outcome.and_then(|proof| match &carried {
+            Some(Err(error)) if cell.transport == Transport::Udp => bail!("{proof}, but {error:#}"),
+            _ => Ok(proof),
+        });
+        if let (Ok(_), Some(Ok(line)), Some(rung)) = (&outcome, &carried, ground.rung()) {
+            line.report(
+                if cell.transport == Transport::Udp { "udp" } else { "tcp" },
+                &cell.to_string(),
+                rung,
+            )?;
+        }
         let outcome = outcome.map_err(|error| format!("{error:#}{unread}; tracks: {}", stream["tracks"]));
         results.push((cell, outcome));
     }
@@ -297,6 +329,21 @@ fn play(
         Running::Publishing(process) => process.stop(Signal::SIGINT, Duration::from_secs(2)).map(drop)?,
     }
     Ok(results)
+}
+
+/// Waits until the viewers of a scene are carried as they should be, while they all play.
+fn carried(ground: &Ground, proxy: &Proxy, scene: Scene, cells: &[Cell]) -> Result<Line> {
+    let udp = cells.iter().filter(|cell| cell.transport == Transport::Udp).count();
+    if scene.transport == Transport::Udp {
+        if udp > 0 {
+            ground.wait_until_carried(proxy, &scene.slug(), udp, || Ok(()))?;
+        }
+    } else if ground.is_kernel() {
+        let reasons = ground.reasons(&scene.slug());
+        let is_told = udp == 0 || reasons.iter().any(|reason| reason.contains(SOURCE_OVER_TCP));
+        ensure!(is_told, "its viewers are with the workers because of {reasons:?}");
+    }
+    Ok(ground.shown_so_far(&scene.slug()))
 }
 
 /// What a player did not take in time, as part of a reason; empty if it took everything.

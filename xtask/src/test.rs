@@ -4,15 +4,25 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use msm_tests::ground::Rung;
 use msm_tests::privilege::{self, ENV_PROXY, ENV_SKIPS, Need};
 
 use crate::{cargo, describe, run as run_command, say, setup, target_dir};
 
+mod rungs;
+
 /// What `cargo xtask test` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
-    /// A tier (0 to 3) or a directory of tests/; every tier without it
+    /// A tier (0 to 3) or a directory of tests/, or `rungs`: the cases that must pass on every rung, on each of
+    /// them; every tier without it
     which: Option<String>,
+    /// Only the cases that must pass on every rung, on this one: user, tc or tcx
+    #[arg(long)]
+    rung: Option<String>,
+    /// With `rungs`: write docs/results/rungs.md
+    #[arg(long)]
+    record: bool,
     /// Whole matrices instead of the selections for CI; interop writes docs/interop.md
     #[arg(long)]
     all: bool,
@@ -58,6 +68,13 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         setup::install(&[setup::DEMO, setup::TESTS].concat(), false)?;
     }
     let mut tally = Tally::default();
+    if args.rung.is_some() || args.which.as_deref() == Some("rungs") {
+        let named = args.rung.as_deref().map(|name| Rung::named(name).context("--rung is user, tc or tcx"));
+        let rungs = named.transpose()?.map_or(Rung::ALL.to_vec(), |rung| vec![rung]);
+        build_proxy()?;
+        rungs::run(&mut tally, args, &rungs)?;
+        return conclude(&tally);
+    }
     let wanted = |tier: u8, name: &str| match args.which.as_deref() {
         None => true,
         Some(which) => which == tier.to_string() || which == name,
@@ -81,13 +98,24 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         .collect();
     ensure!(!suites.is_empty() || wanted(0, "unit"), "no such tier or directory");
     if suites.iter().any(|suite| suite.proxy) {
-        say("building the proxy as it is released, and the viewers of this repository");
-        run_command(&mut cargo(&["build", "--release", "--locked", "-p", "rtp-proxy"]))?;
-        run_command(&mut cargo(&["build", "--locked", "-p", "msm-tests", "--examples"]))?;
+        build_proxy()?;
     }
     for suite in suites {
         run_suite(&mut tally, suite, args)?;
+        if matches!(suite.name, "conformance" | "topology") && !args.all {
+            rungs::selection(&mut tally, args, suite.name)?;
+        }
     }
+    conclude(&tally)
+}
+
+fn build_proxy() -> Result<()> {
+    say("building the proxy as it is released, and the viewers of this repository");
+    run_command(&mut cargo(&["build", "--release", "--locked", "-p", "rtp-proxy"]))?;
+    run_command(&mut cargo(&["build", "--locked", "-p", "msm-tests", "--examples"]))
+}
+
+fn conclude(tally: &Tally) -> Result<()> {
     say("summary");
     for line in &tally.lines {
         println!("{line}");
@@ -99,9 +127,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
 
 fn run_suite(tally: &mut Tally, suite: Suite, args: &TestArgs) -> Result<()> {
     let headline = format!("tier {}, {}", suite.tier, suite.name);
-    let mut build = cargo(&["test", "--locked", "-p", "msm-tests", "--test", suite.name, "--no-run"]);
-    build.args(["--message-format", "json-render-diagnostics"]);
-    let program = executable(&mut build, suite.name)?;
+    let program = program_of(suite)?;
     let mut command = match suite.tier {
         // Root of a user namespace is enough for namespaces and veth pairs.
         1 if !nix::unistd::geteuid().is_root() => {
@@ -131,9 +157,20 @@ fn run_suite(tally: &mut Tally, suite: Suite, args: &TestArgs) -> Result<()> {
             command.arg("--include-ignored");
         }
     }
+    observe(tally, &headline, under_test(&mut command)).map(drop)
+}
+
+/// Builds a directory's test program and returns its path.
+fn program_of(suite: Suite) -> Result<String> {
+    let mut build = cargo(&["test", "--locked", "-p", "msm-tests", "--test", suite.name, "--no-run"]);
+    build.args(["--message-format", "json-render-diagnostics"]);
+    executable(&mut build, suite.name)
+}
+
+/// Names the proxy that is tested.
+fn under_test(command: &mut Command) -> &mut Command {
     let proxy = target_dir().join("release/rtp-proxy");
-    command.env(ENV_PROXY, std::fs::canonicalize(&proxy).unwrap_or(proxy));
-    observe(tally, &headline, &mut command)
+    command.env(ENV_PROXY, std::fs::canonicalize(&proxy).unwrap_or(proxy))
 }
 
 /// Builds a test program and returns its path.
@@ -149,7 +186,7 @@ fn executable(build: &mut Command, name: &str) -> Result<String> {
 }
 
 /// Runs a test command with its output on the terminal and counts what it reports.
-fn observe(tally: &mut Tally, headline: &str, command: &mut Command) -> Result<()> {
+fn observe(tally: &mut Tally, headline: &str, command: &mut Command) -> Result<Observed> {
     say(headline);
     println!("$ {}", describe(command));
     let skips = std::env::temp_dir().join(format!("msm-skips-{}", std::process::id()));
@@ -157,6 +194,7 @@ fn observe(tally: &mut Tally, headline: &str, command: &mut Command) -> Result<(
     command.env(ENV_SKIPS, &skips);
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| describe(command))?;
     let (mut passed, mut failed) = (0, 0);
+    let mut observed = Observed::default();
     let Some(stdout) = child.stdout.take() else { bail!("no output of {headline}") };
     for line in BufReader::new(stdout).lines() {
         let line = line?;
@@ -165,6 +203,7 @@ fn observe(tally: &mut Tally, headline: &str, command: &mut Command) -> Result<(
             passed += ok;
             failed += bad;
         }
+        observed.failed.extend(failure(&line));
     }
     let status = child.wait()?;
     if !status.success() && failed == 0 {
@@ -179,7 +218,24 @@ fn observe(tally: &mut Tally, headline: &str, command: &mut Command) -> Result<(
     tally.failed += failed;
     tally.lines.push(format!("{headline}: {passed} passed, {failed} failed, {number} skipped"));
     tally.lines.extend(skipped.lines().map(|line| format!("    skipped {line}")));
-    Ok(())
+    observed.skipped = number > 0;
+    Ok(observed)
+}
+
+/// What became of the tests of one program.
+#[derive(Debug, Default)]
+struct Observed {
+    /// Names of those that failed.
+    failed: Vec<String>,
+    /// Some were skipped.
+    skipped: bool,
+}
+
+/// `test name ... FAILED` and `FAILED  cell: reason`.
+fn failure(line: &str) -> Option<String> {
+    let test = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"));
+    let cell = || line.strip_prefix("FAILED  ")?.split_once(": ").map(|(cell, _)| cell);
+    test.or_else(cell).map(str::to_owned)
 }
 
 /// `test result: ok. 3 passed; 0 failed; ...` and `interop: 3 passed, 0 failed, ...`.
@@ -195,12 +251,22 @@ fn counts(line: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::counts;
+    use super::{counts, failure};
 
     #[test]
     fn results_of_both_kinds_are_counted() {
         assert_eq!(counts("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured"), Some((3, 1)));
         assert_eq!(counts("interop: 20 passed, 2 failed, 22 cells in 61 s"), Some((20, 2)));
         assert_eq!(counts("test rtp::tests::x ... ok"), None);
+    }
+
+    #[test]
+    fn failures_of_both_kinds_are_named() {
+        assert_eq!(failure("test joining::x ... FAILED").as_deref(), Some("joining::x"));
+        assert_eq!(
+            failure("FAILED  a by udp -> b by tcp: no: frames").as_deref(),
+            Some("a by udp -> b by tcp")
+        );
+        assert_eq!(failure("test joining::x ... ok"), None);
     }
 }

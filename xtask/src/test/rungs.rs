@@ -1,0 +1,205 @@
+//! `cargo xtask test --rung`: the cases that must pass on every rung, each judged by counters, and their table.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use msm_tests::ground::{CASES, Carried, ENV_REPORT, ENV_RUNG, Line, Reported, Rung};
+use msm_tests::privilege::{self, Need};
+use msm_tests::process::output;
+
+use super::{SUITES, Tally, TestArgs, observe, program_of, under_test};
+use crate::say;
+
+/// Where the full run is recorded.
+const RESULTS: &str = "docs/results/rungs.md";
+/// Directories with cases.
+const DIRECTORIES: [&str; 3] = ["conformance", "topology", "interop"];
+
+/// What one test showed on one rung; none: it failed, or said nothing of what carried it.
+type Shown = BTreeMap<(String, String, Rung), Option<Vec<Line>>>;
+
+/// Runs cases on rungs: those of one directory or all, on one rung or all.
+pub(super) fn run(tally: &mut Tally, args: &TestArgs, rungs: &[Rung]) -> Result<()> {
+    let names: Vec<&str> = DIRECTORIES
+        .into_iter()
+        .filter(|name| args.which.as_deref().is_none_or(|which| which == *name || which == "rungs"))
+        .collect();
+    ensure!(!names.is_empty(), "--rung is for {}", DIRECTORIES.join(", "));
+    let mut shown = Shown::new();
+    for name in names {
+        for rung in rungs {
+            one(tally, args, name, *rung, &mut shown)?;
+        }
+    }
+    if args.record {
+        ensure!(args.only.is_none(), "a part of the cases is not recorded");
+        std::fs::write(RESULTS, table(&shown, rungs)?).context(RESULTS)?;
+        say(&format!("wrote {RESULTS}"));
+    }
+    Ok(())
+}
+
+/// The cases of one directory that are run with all the other tests, on the best rung.
+pub(super) fn selection(tally: &mut Tally, args: &TestArgs, name: &str) -> Result<()> {
+    one(tally, args, name, Rung::Tcx, &mut Shown::new())
+}
+
+fn one(tally: &mut Tally, args: &TestArgs, name: &str, rung: Rung, shown: &mut Shown) -> Result<()> {
+    let suite = SUITES.into_iter().find(|suite| suite.name == name).context("no such directory")?;
+    let headline = format!("rung {}, {name}", rung.name());
+    let chosen = |test: &str| args.only.as_deref().is_none_or(|only| test.contains(only));
+    let tests: Vec<&str> =
+        CASES.iter().filter(|case| case.suite == name && chosen(case.test)).map(|case| case.test).collect();
+    if tests.is_empty() && name != "interop" {
+        return Ok(());
+    }
+    if let Some(reason) = privilege::missing(Need::Kernel).filter(|_| rung.is_kernel()) {
+        tally.failed += u64::from(privilege::is_ci());
+        tally.lines.push(format!("{headline}: skipped: {reason}"));
+        return Ok(());
+    }
+    let mut command = Command::new(program_of(suite)?);
+    if name == "interop" {
+        command.args(args.only.iter().flat_map(|only| ["--only", only]));
+    } else {
+        command.args(["--exact", "--test-threads", "2"]).args(&tests);
+    }
+    let report = Report::new();
+    under_test(&mut command).env(ENV_RUNG, rung.name()).env(ENV_REPORT, &report.0);
+    let run = observe(tally, &headline, &mut command)?;
+    let mut lines = report.read()?;
+    for test in tests {
+        let is_wrong = run.failed.iter().any(|failed| failed == test);
+        let found = lines.remove(test).map(|(_, found)| found).filter(|_| !is_wrong);
+        if found.is_none() && !is_wrong && !run.skipped {
+            // A test that forgets to judge must not count as passed.
+            tally.failed += 1;
+            tally.lines.push(format!("    {test} did not say what carried its media"));
+        }
+        shown.insert((name.to_owned(), test.to_owned(), rung), found);
+    }
+    for (test, (_, found)) in lines {
+        shown.insert((name.to_owned(), test, rung), Some(found));
+    }
+    for failed in run.failed.into_iter().filter(|_| name == "interop") {
+        shown.insert((name.to_owned(), failed, rung), None);
+    }
+    Ok(())
+}
+
+/// The file in which tests say what they showed.
+struct Report(PathBuf);
+
+impl Report {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("msm-rungs-{}", std::process::id()));
+        std::fs::remove_file(&path).ok();
+        Self(path)
+    }
+
+    /// Number of the case and lines, by test.
+    fn read(&self) -> Result<BTreeMap<String, (String, Vec<Line>)>> {
+        let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+        let mut found: BTreeMap<String, (String, Vec<Line>)> = BTreeMap::new();
+        for line in text.lines() {
+            let Reported { case, test, line, .. } = serde_json::from_str(line)?;
+            found.entry(test).or_insert((case, Vec::new())).1.push(line);
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+fn table(shown: &Shown, rungs: &[Rung]) -> Result<String> {
+    let date = output("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?;
+    let kernel = output("uname", &["-sr"])?;
+    let passed = shown.values().filter(|found| found.is_some()).count();
+    let mut text = format!(
+        "# Cases on every rung\n\n\
+         `cargo xtask test rungs --record` writes this file.\n\n\
+         {}, {}, release build: **{passed} of {} passed**. The proxy stands in a network namespace of its own, cameras \
+         and publishers in a second one, viewers in a third, joined by two veth pairs. A test passes on a rung only if \
+         its viewers over UDP were carried by that rung while they got media: `/v1/streams` must name the rung and \
+         its counter must grow there, `msm_legs` must count the legs, and the kernel's own counters of legs, read from \
+         its tables past the proxy, must stand at half of that at least (they are looked at several times a second and \
+         begin anew with every leg). On `user` they must stand at 0.\n\n",
+        date.trim(),
+        kernel.trim(),
+        shown.len(),
+    );
+    text += "Each cell: viewers over UDP that got media on the rung, of those that got media; packets that they got \
+             while on the rung, of all; packets by the kernel's own counters.\n\n";
+    heads(&mut text, "case | test", rungs);
+    for case in CASES {
+        let note = if matches!(case.carried, Carried::Worker { .. }) { " ¹" } else { "" };
+        write!(text, "| {}{note} | `{}` |", case.number, case.test)?;
+        cells(&mut text, shown, (case.suite, case.test), rungs, false)?;
+    }
+    text += "\n¹ carried by the workers on every rung, which is asserted together with the reason that `/v1/streams` gives \
+             for each leg over UDP:\n\n";
+    for case in CASES {
+        if let Carried::Worker { because, shown } = case.carried {
+            let told = shown.map_or("no leg over UDP".to_owned(), |shown| format!("\"{shown}\""));
+            writeln!(text, "- case {}: {because} ({told}).", case.number)?;
+        }
+    }
+    text += "\n## Real programs: the interop selection\n\n\
+             The figures are those of all viewers over UDP of the cell's source. The kernel's own counters know no \
+             streams: they are judged once for all cells, as above. Viewers over TCP, and all viewers of a source on TCP, \
+             are the workers' on every rung; that is asserted by the reason that each leg gives.\n\n";
+    heads(&mut text, "cell", rungs);
+    let mut names: Vec<&String> =
+        shown.keys().filter(|(suite, ..)| suite == "interop").map(|(_, test, _)| test).collect();
+    names.dedup();
+    for name in names {
+        write!(text, "| {name} |")?;
+        cells(&mut text, shown, ("interop", name), rungs, true)?;
+    }
+    Ok(text)
+}
+
+fn heads(text: &mut String, first: &str, rungs: &[Rung]) {
+    let names: Vec<&str> = rungs.iter().map(|rung| rung.name()).collect();
+    let columns = first.matches('|').count() + 1 + rungs.len();
+    writeln!(text, "| {first} | {} |\n|{}", names.join(" | "), "---|".repeat(columns)).ok();
+}
+
+fn cells(
+    text: &mut String,
+    shown: &Shown,
+    (suite, test): (&str, &str),
+    rungs: &[Rung],
+    in_common: bool,
+) -> Result<()> {
+    for rung in rungs {
+        let found = shown.get(&(suite.to_owned(), test.to_owned(), *rung));
+        let said = match found {
+            None => "-".to_owned(),
+            Some(None) => "**failed**".to_owned(),
+            Some(Some(lines)) => {
+                let sum = |of: fn(&Line) -> u64| lines.iter().map(of).sum::<u64>();
+                let legs = (sum(|line| line.carried as u64), sum(|line| line.legs as u64));
+                let packets = (sum(|line| line.on_rung), sum(|line| line.packets));
+                if legs.1 == 0 {
+                    "passed".to_owned()
+                } else if in_common {
+                    format!("{} of {}; {} of {}", legs.0, legs.1, packets.0, packets.1)
+                } else {
+                    let kernel = sum(|line| line.in_kernel);
+                    format!("{} of {}; {} of {}; {kernel}", legs.0, legs.1, packets.0, packets.1)
+                }
+            }
+        };
+        write!(text, " {said} |")?;
+    }
+    *text += "\n";
+    Ok(())
+}
