@@ -10,6 +10,7 @@ use msm_tests::camera::{Stage, Transport};
 use msm_tests::probe::Player;
 use msm_tests::process::Scratch;
 use msm_tests::proxy::{Options, Proxy};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::feed::{self, Feed};
@@ -28,6 +29,7 @@ pub(crate) struct House {
     pub(crate) family: usize,
     pub(crate) scene: Scene,
     pub(crate) scratch: Scratch,
+    options: Options,
 }
 
 impl House {
@@ -46,11 +48,25 @@ impl House {
         let proxy = Proxy::start(Stage::inside(scratch.path(), &scene.node), "proxy", &options)?;
         let url = proxy.url_at(INPUT[family], "cam");
         let feed = scene.camera.inside(|| Feed::record(&url, Transport::Udp))??;
-        let mut house = Self { proxy, feed, viewers: Vec::new(), family, scene, scratch };
+        let mut house = Self { proxy, feed, viewers: Vec::new(), family, scene, scratch, options };
         for transport in viewers {
             house.play(*transport)?;
         }
         Ok(Some(house))
+    }
+
+    /// Kills the proxy.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.proxy.process.signal(Signal::SIGKILL);
+        self.proxy.process.wait(LIMIT)?;
+        Ok(())
+    }
+
+    /// Starts it again as it was started, after its end.
+    pub(crate) fn start_again(&mut self) -> Result<()> {
+        let stage = Stage::inside(self.scratch.path(), &self.scene.node);
+        self.proxy = Proxy::start(stage, "proxy-again", &self.options)?;
+        Ok(())
     }
 
     pub(crate) fn play(&mut self, transport: Transport) -> Result<()> {

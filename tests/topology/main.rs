@@ -19,6 +19,7 @@ mod kernel_ladder;
 mod kernel_path;
 mod kernel_pauses;
 mod kernel_restart;
+mod kernel_return;
 mod kernel_scene;
 mod kernel_sources;
 mod kernel_strangers;

@@ -80,6 +80,9 @@ pub enum UserReason {
     /// The leg will be in the kernel in a moment.
     #[error("the leg is on its way")]
     Moving,
+    /// The source sends by a flow that an earlier process left, whose viewers are still served from it.
+    #[error("viewers from before a restart are still served by the kernel's former flow")]
+    Adopting,
     /// The kernel's tables are full, or the stream has its share of them.
     #[error("the kernel's tables have no room: {0}")]
     Full(String),
@@ -102,6 +105,7 @@ impl UserReason {
             Self::Unsteady => "unsteady",
             Self::Idle => "idle",
             Self::Moving => "moving",
+            Self::Adopting => "adopting",
             Self::Full(_) => "full",
         }
     }

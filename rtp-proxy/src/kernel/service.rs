@@ -159,12 +159,13 @@ impl Prepared {
             (0..workers).map(|index| Extent::part(legs, flows, index, workers)).collect();
         let (ends, asks, notes) = channels(workers);
         let mut shares = Vec::with_capacity(workers);
+        let grace_over = Instant::now() + settings.adopt_grace;
         for (extent, (ways, inbox)) in extents.iter().zip(ends) {
             let table = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
             let table = table.with_names(&names);
             let mut slots = Slots::new(extent, settings.quota);
             left.reserve(&mut slots);
-            shares.push((Share::new(table, slots, ways).with_left(left.clone()), inbox));
+            shares.push((Share::new(table, slots, ways).with_left(left.clone(), grace_over), inbox));
         }
         let looked_at = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
         let counters = Reader::open(&kernel).map_err(|error| refused(&error))?;
@@ -183,7 +184,6 @@ impl Prepared {
             info!(event = "kernel.adopted", flows = adopted, interfaces, "forwarding went on without us");
         }
         let (controls, controlled) = mpsc::channel(CONTROLS);
-        let grace_over = Instant::now() + settings.adopt_grace;
         let start = Start {
             ladder,
             ring,

@@ -1,10 +1,12 @@
 //! What one worker owns of the kernel path, and what it can take over from an earlier process.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use msm_fastpath::{FlowEntry, FlowKey, FlowStats, GateEntry, LegEntry};
+use msm_fastpath::flow::octets;
+use msm_fastpath::{FlowEntry, FlowKey, FlowStats, Gate, GateEntry, LegEntry};
 
 use super::hop::Want;
 use super::slots::{Extent, SlotRange, Slots};
@@ -23,6 +25,8 @@ pub struct Share<T = KernelTable> {
     pub ways: Ways,
     /// What an earlier process left.
     left: Left,
+    /// Until when that may go on.
+    left_until: Instant,
 }
 
 /// A flow that an earlier process published and that forwards on.
@@ -56,11 +60,22 @@ pub(super) fn flow_id(key: &FlowKey) -> FlowId {
     (key.src, key.dst, key.src_port, key.dst_port, key.ifindex)
 }
 
-/// Flows that nobody has claimed yet. Looked at when a flow starts and when the grace is over, never per
+/// Where a viewer of an earlier process gets its media: address and port as a [`LegEntry`] has them.
+type ViewerId = ([u8; 16], [u8; 2]);
+
+#[derive(Debug, Default)]
+struct Book {
+    /// Flows that nobody has claimed yet.
+    flows: BTreeMap<FlowId, (FlowKey, AdoptedFlow)>,
+    /// Gates of viewers that have not set up again, in flows that are claimed as in others.
+    viewers: BTreeMap<ViewerId, Vec<u32>>,
+}
+
+/// What an earlier process left. Looked at when a flow or a viewer starts and when the grace is over, never per
 /// packet.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Left {
-    flows: Arc<Mutex<BTreeMap<FlowId, (FlowKey, AdoptedFlow)>>>,
+    book: Arc<Mutex<Book>>,
 }
 
 impl Left {
@@ -69,35 +84,68 @@ impl Left {
     /// # Errors
     /// [`TableError`].
     pub(super) fn read(table: &KernelTable) -> Result<Self, TableError> {
-        let mut flows = BTreeMap::new();
+        let mut book = Book::default();
         for (key, entry) in table.published()? {
-            flows.insert(flow_id(&key), (key, read_flow(table, entry)?));
+            let flow = read_flow(table, entry)?;
+            for leg in flow.legs.iter().filter(|leg| leg.is_open()) {
+                book.viewers.entry((leg.entry.dst, leg.entry.dst_port)).or_default().push(leg.entry.id);
+            }
+            book.flows.insert(flow_id(&key), (key, flow));
         }
-        Ok(Self { flows: Arc::new(Mutex::new(flows)) })
+        Ok(Self { book: Arc::new(Mutex::new(book)) })
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.flows.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.book().flows.len()
     }
 
     fn claim(&self, key: &FlowKey) -> Option<AdoptedFlow> {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        flows.remove(&flow_id(key)).map(|(_, flow)| flow)
+        self.book().flows.remove(&flow_id(key)).map(|(_, flow)| flow)
     }
 
     /// Everything that nobody claimed.
     pub(super) fn take(&self) -> Vec<(FlowKey, AdoptedFlow)> {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *flows).into_values().collect()
+        let mut book = self.book();
+        let flows: Vec<_> = std::mem::take(&mut book.flows).into_values().collect();
+        for (_, flow) in &flows {
+            book.forget_viewers(flow);
+        }
+        flows
     }
 
     /// Takes the indices in use out of a worker's.
     pub(super) fn reserve(&self, slots: &mut Slots) {
-        let flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let flows = &self.book().flows;
         let stats: BTreeSet<u32> = flows.values().map(|(_, flow)| flow.entry.stats).collect();
         let ids: BTreeSet<u32> = flows.values().flat_map(|(_, flow)| flow.ids()).collect();
         let ranges: Vec<SlotRange> = flows.values().filter_map(|(_, flow)| flow.range).collect();
         slots.reserve(&stats, &ids, &ranges);
+    }
+}
+
+impl Book {
+    /// The flow ends: its gates are somebody else's from now on.
+    fn forget_viewers(&mut self, flow: &AdoptedFlow) {
+        for leg in &flow.legs {
+            let viewer = (leg.entry.dst, leg.entry.dst_port);
+            if let Some(gates) = self.viewers.get_mut(&viewer) {
+                gates.retain(|id| *id != leg.entry.id);
+                if gates.is_empty() {
+                    self.viewers.remove(&viewer);
+                }
+            }
+        }
+    }
+}
+
+impl AdoptedLeg {
+    /// Whether packets pass, or will.
+    fn is_open(&self) -> bool {
+        Gate::try_from(self.gate).is_ok_and(|gate| gate != Gate::Disabled)
     }
 }
 
@@ -124,11 +172,54 @@ fn read_flow(table: &KernelTable, entry: FlowEntry) -> Result<AdoptedFlow, Table
 impl<T: Table> Share<T> {
     /// A share with nothing left by an earlier process.
     pub fn new(table: T, slots: Slots, ways: Ways) -> Self {
-        Self { table, slots, ways, left: Left::default() }
+        Self { table, slots, ways, left: Left::default(), left_until: Instant::now() }
     }
 
-    pub(super) fn with_left(self, left: Left) -> Self {
-        Self { left, ..self }
+    pub(super) fn with_left(self, left: Left, left_until: Instant) -> Self {
+        Self { left, left_until, ..self }
+    }
+
+    /// Until when flows of an earlier process may go on.
+    pub fn left_until(&self) -> Instant {
+        self.left_until
+    }
+
+    /// A viewer sets up: what an earlier process sent to the same address and port is not sent any more.
+    pub fn replace_viewer(&mut self, viewer: SocketAddr) {
+        let gates = self.left.book().viewers.remove(&(octets(viewer.ip()), viewer.port().to_be_bytes()));
+        for id in gates.into_iter().flatten() {
+            let _ = self.table.put_gate(id, Gate::Disabled.into());
+        }
+    }
+
+    /// Whether a flow that was claimed still has viewers that have not set up again.
+    pub fn has_viewers(&self, flow: &AdoptedFlow) -> bool {
+        let gate = |leg: &AdoptedLeg| self.table.gate(leg.entry.id).ok();
+        flow.legs.iter().any(|leg| gate(leg).is_some_and(|gate| AdoptedLeg { gate, ..*leg }.is_open()))
+    }
+
+    /// Ends a flow that was claimed: it is forwarded no more, and its indices are free after their rest.
+    ///
+    /// # Errors
+    /// If the kernel does not let go of it.
+    pub fn end_claimed(
+        &mut self,
+        key: &FlowKey,
+        flow: &AdoptedFlow,
+        tenant: &str,
+        now: Instant,
+    ) -> Result<(), TableError> {
+        let removed = self.table.remove_flow(key);
+        self.left.book().forget_viewers(flow);
+        for id in flow.ids() {
+            let _ = self.table.put_gate(id, Gate::Disabled.into());
+            self.slots.give_id(tenant, id, now);
+        }
+        if let Some(range) = flow.range {
+            self.slots.give_slots(tenant, range, now);
+        }
+        self.slots.give_flow(tenant, flow.entry.stats, now);
+        removed
     }
 
     /// Takes over a flow that an earlier process published: it forwards on, and its indices are this

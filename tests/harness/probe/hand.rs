@@ -76,6 +76,23 @@ impl Publisher {
         Ok(Self { connection, url: url.to_owned(), tracks })
     }
 
+    /// Publishes the same to another life of the server: over a new connection, from the same ports. UDP only.
+    pub fn record_again(&mut self, sdp: &str) -> Result<()> {
+        let mut connection = Connection::open(&self.url, None)?;
+        connection.request("ANNOUNCE", &self.url, &[("Content-Type", "application/sdp")], sdp)?.ok()?;
+        for (control, way) in controls(sdp).into_iter().zip(&mut self.tracks) {
+            let Way::Udp { rtp, server, .. } = way else { continue };
+            let port = rtp.local_addr()?.port();
+            let offer = format!("RTP/AVP;unicast;client_port={port}-{};mode=record", port + 1);
+            let track = format!("{}/{control}", self.url);
+            let answer = connection.request("SETUP", &track, &[("Transport", &offer)], "")?.ok()?;
+            server.set_port(server_port(answer.header("Transport").unwrap_or_default())?);
+        }
+        connection.request("RECORD", &self.url, &[("Range", "npt=0.000-")], "")?.ok()?;
+        self.connection = connection;
+        Ok(())
+    }
+
     /// Sends one RTP packet as it is, well-formed or not.
     pub fn send(&mut self, track: usize, packet: &[u8]) -> Result<()> {
         self.emit(track, false, packet)
@@ -255,6 +272,26 @@ impl Player {
             }
             player.join().map_err(|_| anyhow::anyhow!("the player panicked"))?
         })
+    }
+
+    /// Sets up and plays at another life of the server: over a new connection, at the same ports. UDP only.
+    pub fn play_again(&mut self) -> Result<()> {
+        let mut connection = Connection::open_from(&self.url, None)?;
+        let url = self.url.clone();
+        let described = connection.request("DESCRIBE", &url, &[("Accept", "application/sdp")], "")?.ok()?;
+        for (control, way) in controls(&described.body).into_iter().zip(&mut self.ways) {
+            let Sink::Udp { rtp, .. } = way else { continue };
+            let port = rtp.local_addr()?.port();
+            let offer = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
+            let track = if control.starts_with("rtsp://") { control } else { format!("{url}/{control}") };
+            connection.request("SETUP", &track, &[("Transport", &offer)], "")?.ok()?;
+        }
+        self.play = connection.request("PLAY", &url, &[("Range", "npt=0.000-")], "")?.ok()?;
+        self.session = connection.session.clone().context("no session")?;
+        (self.stream, self.buffer) = connection.into_parts();
+        self.stream.set_nonblocking(true)?;
+        self.closed = false;
+        Ok(())
     }
 
     fn keep(&mut self, channel: u8, packet: Vec<u8>) {

@@ -114,9 +114,13 @@ impl Stream {
         for index in 0..self.tracks.len() {
             self.want_ways(index, kernel);
             let Some(track) = self.tracks.get_mut(index) else { return };
-            let source = source_of(track, kernel);
-            if let (Ok(source), true) = (&source, track.kernel.offload.is_idle()) {
-                kernel.drop_left(now, &self.name, &source.key());
+            let mut source = source_of(track, kernel);
+            if let (Ok(found), true) = (&source, track.kernel.offload.is_idle()) {
+                let ssrc = track.media.current().map(|run| run.ssrc);
+                let of = (self.id, track.row.track);
+                if kernel.continues(now, of, &self.name, &found.key(), ssrc) {
+                    source = Err(UserReason::Adopting);
+                }
             }
             let candidates = track
                 .legs
@@ -335,11 +339,12 @@ impl Stream {
         let Ok(kernel) = shared.kernel() else { return };
         let mut kernel = kernel.borrow_mut();
         let id = self.id;
-        let Some(Track { kernel: TrackKernel { offload, ingress }, media, legs, .. }) =
+        let Some(Track { kernel: TrackKernel { offload, ingress }, media, legs, row, .. }) =
             self.tracks.get_mut(index)
         else {
             return;
         };
+        kernel.end_continued(now, id, row.track);
         if let Some(want) = ingress.take() {
             kernel.forget(id, want);
         }

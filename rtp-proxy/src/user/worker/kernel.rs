@@ -2,16 +2,17 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use msm_fastpath::{FlowKey, Gate, PortKey};
-use msm_graph::{InputRow, StreamId};
+use msm_fastpath::{FlowEntry, FlowKey, PortKey};
+use msm_graph::{InputRow, StreamId, TrackId};
 use msm_runtime::telemetry::LineLimiter;
 
 use super::Shared;
 use crate::kernel::hop::{Rung, UserReason, Want, Way};
-use crate::kernel::share::Share;
+use crate::kernel::share::{AdoptedFlow, Share};
 use crate::kernel::table::Table as _;
 use crate::kernel::ways::{Inbox, Note};
 use crate::user::input_pair::InputPair;
@@ -33,14 +34,35 @@ pub(crate) struct KernelEnd {
     rests: bool,
     /// A leg was paused; see [`Stream::is_stopping`].
     stopping: bool,
+    /// Flows of an earlier process that go on.
+    continued: Vec<Continued>,
     lines: LineLimiter<StreamId>,
+}
+
+/// A flow of an earlier process whose source is a stream's again.
+#[derive(Debug)]
+struct Continued {
+    stream: StreamId,
+    track: TrackId,
+    tenant: String,
+    key: FlowKey,
+    flow: AdoptedFlow,
 }
 
 impl KernelEnd {
     pub(super) fn new(share: Share) -> Self {
         let epoch = Epoch::new(Instant::now(), share.table.now());
         let lines = LineLimiter::new(LINES, LINE_INTERVAL);
-        Self { share, epoch, wanted: HashMap::new(), due: Vec::new(), rests: false, stopping: false, lines }
+        Self {
+            share,
+            epoch,
+            wanted: HashMap::new(),
+            due: Vec::new(),
+            rests: false,
+            stopping: false,
+            continued: Vec::new(),
+            lines,
+        }
     }
 
     /// What moving legs needs of it.
@@ -72,24 +94,57 @@ impl KernelEnd {
         self.stopping = true;
     }
 
-    /// Takes a flow out that an earlier process left under a key: its legs' viewers went with that process.
-    pub(crate) fn drop_left(&mut self, now: Instant, tenant: &str, key: &FlowKey) {
-        let Some(left) = self.share.claim(key, tenant) else { return };
-        let _ = self.share.table.remove_flow(key);
-        let mut ids = Vec::new();
-        for leg in &left.legs {
-            let _ = self.share.table.put_gate(leg.entry.id, Gate::Disabled.into());
-            if !ids.contains(&leg.entry.id) {
-                ids.push(leg.entry.id);
+    /// Whether a flow that an earlier process left goes on under the key of a source of ours, for viewers that
+    /// have not set up again: then the worker gets every packet too, and nothing of the track goes to the
+    /// kernel. `ssrc`: of the source, if it has sent.
+    pub(crate) fn continues(
+        &mut self,
+        now: Instant,
+        (stream, track): (StreamId, TrackId),
+        tenant: &str,
+        key: &FlowKey,
+        ssrc: Option<u32>,
+    ) -> bool {
+        let known = |continued: &Continued| (continued.stream, continued.track) == (stream, track);
+        let known_at = self.continued.iter().position(known);
+        let Some(at) = known_at.or_else(|| self.claim_left(stream, track, tenant, key)) else { return false };
+        let goes_on = self.continued.get(at).is_some_and(|Continued { key: left, flow, .. }| {
+            let locked = flow.entry.admission.locked_ssrc();
+            let same_source = ssrc.is_none_or(|ssrc| locked.is_none_or(|locked| locked == ssrc));
+            left == key && same_source && now < self.share.left_until() && self.share.has_viewers(flow)
+        });
+        if !goes_on {
+            self.end_continued(now, stream, track);
+        }
+        goes_on
+    }
+
+    /// Takes over what an earlier process left under a key, with copies for the worker.
+    fn claim_left(&mut self, stream: StreamId, track: TrackId, tenant: &str, key: &FlowKey) -> Option<usize> {
+        let mut flow = self.share.claim(key, tenant)?;
+        flow.entry.flags |= FlowEntry::COPY_TO_USER;
+        if let Err(error) = self.share.table.put_flow(key, &flow.entry.under(key)) {
+            tracing::warn!(event = "kernel.flow", name = tenant, %error, "a former flow does not go on");
+            let _ = self.share.end_claimed(key, &flow, tenant, Instant::now());
+            return None;
+        }
+        self.continued.push(Continued { stream, track, tenant: tenant.to_owned(), key: *key, flow });
+        Some(self.continued.len() - 1)
+    }
+
+    /// What goes on under the key of a track's source ends.
+    pub(crate) fn end_continued(&mut self, now: Instant, stream: StreamId, track: TrackId) {
+        let is_it = |continued: &mut Continued| (continued.stream, continued.track) == (stream, track);
+        for Continued { tenant, key, flow, .. } in self.continued.extract_if(.., is_it) {
+            if let Err(error) = self.share.end_claimed(&key, &flow, &tenant, now) {
+                tracing::warn!(event = "kernel.flow", name = tenant, %error, "a former flow stays in the kernel");
             }
         }
-        for id in ids {
-            self.share.slots.give_id(tenant, id, now);
-        }
-        if let Some(range) = left.range {
-            self.share.slots.give_slots(tenant, range, now);
-        }
-        self.share.slots.give_flow(tenant, left.entry.stats, now);
+    }
+
+    /// A viewer sets up; nothing that an earlier process sent to its port comes any more.
+    pub(crate) fn replace_viewer(&mut self, viewer: SocketAddr) {
+        self.share.replace_viewer(viewer);
     }
 
     pub(crate) fn way(&self, want: &Want) -> Option<&Way> {

@@ -195,6 +195,9 @@ impl Shared {
                     self.retract_peer(rtp, peer);
                     return Err(error);
                 }
+                if let Ok(kernel) = &self.kernel {
+                    kernel.borrow_mut().replace_viewer(rtp);
+                }
                 let way = Way::Udp {
                     rtp_socket: udp::descriptor(&*pair.rtp),
                     rtcp_socket: udp::descriptor(&*pair.rtcp),
