@@ -243,6 +243,18 @@ fn map_updates(scene: &Scene, times: usize) -> Result<Vec<f64>> {
     Ok(took)
 }
 
+/// What it would cost to wait until no program runs any more that found what was replaced: an RCU grace period, in
+/// microseconds.
+fn grace_periods(times: usize) -> Vec<f64> {
+    let wait = |_| {
+        let start = Instant::now();
+        // SAFETY: the command touches no memory: 1 is MEMBARRIER_CMD_GLOBAL, without flags and CPU.
+        let done = unsafe { libc::syscall(libc::SYS_membarrier, 1, 0, 0) };
+        (done == 0).then(|| start.elapsed().as_secs_f64() * 1e6)
+    };
+    (0..times).filter_map(wait).collect()
+}
+
 /// Everything that one run found.
 struct Outcome {
     storm: Storm,
@@ -251,6 +263,7 @@ struct Outcome {
     steady: [u64; 5],
     cpu: f64,
     updates: Vec<f64>,
+    grace: Vec<f64>,
 }
 
 fn run(scene: &Scene, limits: Storm) -> Result<Outcome> {
@@ -259,7 +272,7 @@ fn run(scene: &Scene, limits: Storm) -> Result<Outcome> {
         let device = scene.viewer.output("sh", &["-c", "ls /sys/class/net | grep '^v'"])?;
         scene.viewer.ip(&["addr", "add", &address, "dev", device.trim()])?;
     }
-    let updates = map_updates(scene, 10_000)?;
+    let (updates, grace) = (map_updates(scene, 10_000)?, grace_periods(30));
     let scratch = Scratch::new("joins")?;
     let bpffs = scene.bpffs.path().display().to_string();
     let flags = ["--bpffs", &bpffs, "--log-level", "warn"].map(str::to_owned).to_vec();
@@ -301,7 +314,7 @@ fn run(scene: &Scene, limits: Storm) -> Result<Outcome> {
     ];
     drop(viewers);
     proxy.terminate(LIMIT)?;
-    Ok(Outcome { storm: limits, visits, steady, cpu, updates })
+    Ok(Outcome { storm: limits, visits, steady, cpu, updates, grace })
 }
 
 /// CPU time of all threads of the proxy.
@@ -397,6 +410,14 @@ impl Outcome {
         writeln!(
             text_of,
             "| a leg written into the kernel's maps: entry, gate, flow | {:.1} µs | {:.1} µs | {:.0} µs |",
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        )?;
+        let at = |q: f64| quantile(&self.grace, q) / 1e3;
+        writeln!(
+            text_of,
+            "| an RCU grace period (`membarrier`), for comparison with the 5 ms of ADR 0005 | {:.1} ms | {:.1} ms | {:.0} ms |",
             at(0.5),
             at(0.99),
             at(1.0)

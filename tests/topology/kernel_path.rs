@@ -23,11 +23,11 @@ const PROXY_AT_CAMERA: &str = "10.90.1.1";
 const PROXY_AT_VIEWERS: &str = "10.90.2.1";
 
 /// Camera, proxy and viewers, each in a namespace of its own.
-struct Scene {
-    lab: Lab,
-    camera: Node,
-    proxy: Node,
-    viewers: Node,
+pub(crate) struct Scene {
+    pub(crate) lab: Lab,
+    pub(crate) camera: Node,
+    pub(crate) proxy: Node,
+    pub(crate) viewers: Node,
     stop: mpsc::Sender<()>,
     rungs: mpsc::Sender<Option<Rung>>,
     admin: SocketAddr,
@@ -36,6 +36,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Result<Self> {
+        Self::with(|_| {})
+    }
+
+    /// `change`: what of the configuration is not as its users find it.
+    pub(crate) fn with(change: impl FnOnce(&mut Config) + Send + 'static) -> Result<Self> {
         let mut lab = Lab::new()?;
         let [camera, proxy, viewers] = [lab.node("camera")?, lab.node("proxy")?, lab.node("viewers")?];
         lab.cable(&camera, &[&format!("{CAMERA}/24")], &proxy, &[&format!("{PROXY_AT_CAMERA}/24")])?;
@@ -46,7 +51,9 @@ impl Scene {
         let inside = proxy.clone();
         let thread = std::thread::spawn(move || {
             let raw = config::Raw { log_level: Some("warn".to_owned()), ..config::Raw::default() };
-            let config = Config::load(raw, std::collections::BTreeMap::new()).expect("defaults are valid");
+            let mut config =
+                Config::load(raw, std::collections::BTreeMap::new()).expect("defaults are valid");
+            change(&mut config);
             let run =
                 || app::run(config, Stop::Driven(stopped, asked), |addresses| ready.send(addresses).unwrap());
             inside.inside(run).expect("the namespace is there").expect("the proxy starts");
@@ -56,28 +63,32 @@ impl Scene {
         Ok(Self { lab, camera, proxy, viewers, stop, rungs, admin, thread: Some(thread) })
     }
 
-    fn publish(&self, name: &str, load: Load) -> Result<Cameras> {
+    pub(crate) fn publish(&self, name: &str, load: Load) -> Result<Cameras> {
         let url = format!("rtsp://{PROXY_AT_CAMERA}:8554/{name}");
         Cameras::publish(&[url], Transport::Udp, load, Some(&self.camera))
     }
 
-    fn url(name: &str) -> String {
+    pub(crate) fn url(name: &str) -> String {
         format!("rtsp://{PROXY_AT_VIEWERS}:8554/{name}")
     }
 
-    fn stream(&self, name: &str) -> Option<Value> {
+    /// A page of the admin port.
+    pub(crate) fn get(&self, page: &str) -> Result<String> {
         let admin = self.admin;
         let read = || -> Result<String> {
             use std::io::{Read as _, Write as _};
             let mut stream = std::net::TcpStream::connect_timeout(&admin, Duration::from_secs(2))?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            write!(stream, "GET /v1/streams HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+            write!(stream, "GET {page} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             Ok(answer.split_once("\r\n\r\n").context("no HTTP answer")?.1.to_owned())
         };
-        let body = self.proxy.inside(read).ok()?.ok()?;
-        let document: Value = serde_json::from_str(&body).ok()?;
+        self.proxy.inside(read)?
+    }
+
+    pub(crate) fn stream(&self, name: &str) -> Option<Value> {
+        let document: Value = serde_json::from_str(&self.get("/v1/streams").ok()?).ok()?;
         document["streams"].as_array()?.iter().find(|stream| stream["name"] == name).cloned()
     }
 
@@ -89,7 +100,7 @@ impl Scene {
     }
 
     /// Waits until every leg over UDP is there.
-    fn wait_for_rung(&self, name: &str, legs: usize, rung: &str) -> Result<()> {
+    pub(crate) fn wait_for_rung(&self, name: &str, legs: usize, rung: &str) -> Result<()> {
         wait_for(&format!("{legs} legs of {name} on {rung}"), Duration::from_secs(10), || {
             let rungs = self.rungs(name);
             let udp: Vec<_> = rungs.iter().filter(|(transport, _)| transport == "udp").collect();
@@ -102,7 +113,7 @@ impl Scene {
         self.rungs.blocking_send(rung).expect("the proxy runs");
     }
 
-    fn end(&mut self) -> Result<()> {
+    pub(crate) fn end(&mut self) -> Result<()> {
         self.stop.blocking_send(()).ok();
         if let Some(thread) = self.thread.take() {
             thread.join().map_err(|_| anyhow::anyhow!("the proxy panicked; {}", Lab::enter(&self.proxy)))?;
@@ -121,7 +132,7 @@ impl Drop for Scene {
 /// Many packets of the size of audio and video, in bursts.
 const BUSY: Load = Load { packet_bytes: 400, packets_per_second: 1_500, burst: 30 };
 
-fn check(account: &Account, rtp_info: &str, what: &str) {
+pub(crate) fn check(account: &Account, rtp_info: &str, what: &str) {
     assert!(account.packets > 0, "{what}: nothing came");
     let found = (account.lost(), account.doubled, account.wrong, account.ssrc_changes);
     assert_eq!(found, (0, 0, 0, 0), "{what}: lost, doubled, wrong, SSRC changes");
