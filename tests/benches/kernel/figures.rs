@@ -191,32 +191,49 @@ fn margins(outcomes: &[Outcome]) -> String {
     plot::margins("Every target of the catalogue that has figures", &rows)
 }
 
+/// CPU ns per copy of a contender in one round of the user path's record; in a closed loop less what the source
+/// alone needs.
+fn user_cost(round: &Value, name: &str, closed: bool) -> Option<f64> {
+    let of = |name: &str| round.as_array()?.iter().find(|cost| cost["contender"] == name);
+    let cost = of(name)?;
+    if !closed {
+        return cost["ns_per_copy"].as_f64();
+    }
+    let alone = of("source alone")?;
+    let per_packet = alone["cpu_ns"].as_f64()? / alone["sent"].as_f64()?.max(1.0);
+    let net = per_packet.mul_add(-cost["sent"].as_f64()?, cost["cpu_ns"].as_f64()?);
+    Some(net / cost["copies"].as_f64()?.max(1.0))
+}
+
 /// The user path's ratios, from its own record.
 fn user_path(record: &Value) -> String {
+    let cases = |name: &str| record[name].as_array().filter(|cases| !cases.is_empty());
+    // The closed loop is what is gated.
+    let (cases, closed) = match cases("closed") {
+        Some(cases) => (Some(cases), true),
+        None => (cases("cases"), false),
+    };
     let mut rows = Vec::new();
-    for case in record["cases"].as_array().into_iter().flatten() {
-        let (viewers, burst) = (case["viewers"].as_u64().unwrap_or(0), case["shape"].as_str().unwrap_or(""));
-        let costs = |name: &str| -> Vec<f64> {
-            let rounds = case["rounds"].as_array().into_iter().flatten();
-            let all = rounds.flat_map(|r| r.as_array().into_iter().flatten());
-            all.filter(|c| c["contender"] == name).filter_map(|c| c["ns_per_copy"].as_f64()).collect()
-        };
-        let ratios: Vec<f64> =
-            costs("tokio relay").iter().zip(costs("rtp-proxy")).map(|(relay, ours)| relay / ours).collect();
+    for case in cases.into_iter().flatten() {
+        let (viewers, shape) = (case["viewers"].as_u64().unwrap_or(0), case["shape"].as_str().unwrap_or(""));
+        let rounds = case["rounds"].as_array().into_iter().flatten();
+        let ratios: Vec<f64> = rounds
+            .filter_map(|round| {
+                Some(user_cost(round, "tokio relay", closed)? / user_cost(round, "rtp-proxy", closed)?)
+            })
+            .collect();
         let Some(mark) = mark(&ratios) else { continue };
-        let target = match (burst.contains("burst"), viewers) {
+        let target = match (shape.contains("burst"), viewers) {
             (true, _) => 3.0,
             (false, 1) => 1.0 / 1.15,
             (false, _) => 1.0,
         };
-        let label = format!("1→{viewers}, {} B, {burst}", case["bytes"]);
+        let label = format!("1→{viewers}, {} B, {shape}", case["bytes"]);
         rows.push(Bar { label, mark, ours: true, target: Some(target) });
     }
-    plot::bars(
-        "The user path: how many times dearer the plain relay on tokio is",
-        "relay's CPU ns per copy ÷ rtp-proxy's",
-        &rows,
-    )
+    let how = if closed { "closed loop" } else { "open loop" };
+    let title = format!("The user path: how many times dearer a plain relay on tokio is, {how}");
+    plot::bars(&title, "relay's CPU ns per copy ÷ rtp-proxy's", &rows)
 }
 
 /// Draws everything that was recorded into `folder`.
