@@ -25,7 +25,9 @@ pub(crate) fn ask(entry: &FlowEntry) {
     let (first, last) = (entry.first_leg, entry.first_leg.wrapping_add(legs - 1));
     // The longest way first: these are found by a pointer that is itself in memory.
     ask_counters(first);
-    ask_counters(last);
+    if last != first {
+        ask_counters(last);
+    }
     ask_gate(first);
     if let Some(stats) = FLOW_STATS.get_ptr(entry.stats) {
         read(stats.cast(), 0);

@@ -124,7 +124,7 @@ impl Packet {
 
     #[inline(always)]
     fn load_bytes<const N: usize>(&mut self, skb: Skb) -> bool {
-        self.head.frame_mut().first_chunk_mut::<N>().is_some_and(|bytes| skb.load(0, bytes))
+        self.head.frame_mut().first_chunk_mut::<N>().is_some_and(|bytes| skb.load_head(bytes))
     }
 
     /// The first RTP header, if the payload has so many bytes.

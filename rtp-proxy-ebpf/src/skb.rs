@@ -84,6 +84,27 @@ impl Skb {
         Some(unsafe { *(at as *const [u8; N]) })
     }
 
+    /// Copies the first N bytes of the frame, two and a multiple of four, to where the third is at a multiple of four.
+    /// Where they are linear, which most are, that costs half of the helper call.
+    #[inline(always)]
+    pub(crate) fn load_head<const N: usize>(self, to: &mut [u8; N]) -> bool {
+        let at = self.data() as usize;
+        if at + N > self.data_end() as usize {
+            return self.load(0, to);
+        }
+        let (from, to) = (at as *const u16, to.as_mut_ptr().cast::<u16>());
+        // SAFETY: the comparison bounds the reads by the context's `data_end`, and the verifier checks the same. IP
+        // headers lie at multiples of four; where they do not, the verifier knows whether this machine minds.
+        unsafe {
+            to.write(from.read_volatile());
+            let (from, to) = (from.add(1).cast::<u32>(), to.add(1).cast::<u32>());
+            for word in 0..(N - 2) / 4 {
+                to.add(word).write(from.add(word).read_volatile());
+            }
+        }
+        true
+    }
+
     /// Copies bytes of the frame, linear or not.
     #[inline(always)]
     pub(crate) fn load<const N: usize>(self, offset: u32, to: &mut [u8; N]) -> bool {
