@@ -25,6 +25,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
+mod self_test;
+#[cfg(target_arch = "bpf")]
 mod skb;
 #[cfg(target_arch = "bpf")]
 mod tables;
@@ -42,6 +44,12 @@ mod entry {
     #[classifier]
     pub(crate) fn tcx_ingress(ctx: TcContext) -> i32 {
         crate::tcx::ingress(&ctx)
+    }
+
+    /// Never attached: puts the frame of a test run in at an interface.
+    #[classifier]
+    pub(crate) fn self_test(ctx: TcContext) -> i32 {
+        crate::self_test::inject(&ctx)
     }
 
     /// Ingress of a NIC that the administrator named.

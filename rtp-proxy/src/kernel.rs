@@ -22,6 +22,7 @@ mod object;
 pub mod pins;
 pub mod privileges;
 pub mod probe;
+mod selftest;
 pub mod service;
 pub mod share;
 pub mod slots;
@@ -29,6 +30,7 @@ pub mod table;
 pub mod tables;
 pub mod undo;
 pub mod ways;
+mod world;
 
 /// The compiled kernel programs, `None` in a proxy that was built without the toolchain for them.
 #[cfg(msm_kernel_object)]

@@ -22,6 +22,7 @@ mod kernel_pauses;
 mod kernel_restart;
 mod kernel_return;
 mod kernel_scene;
+mod kernel_selftest;
 mod kernel_sources;
 mod kernel_strangers;
 mod lip_sync;

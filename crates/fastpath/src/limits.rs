@@ -40,6 +40,10 @@ pub const MAX_MISORDER: u16 = 100;
 /// Seconds by which a packet's time may be off before it no longer continues the run (RTP-7).
 pub const MAX_TIME_JUMP: u32 = 10;
 
+/// Offset in the self-test's frame (Ethernet, IPv4, UDP, the fixed RTP header) of the index of the interface at whose
+/// ingress it is to appear, in this machine's byte order.
+pub const SELF_TEST_IFINDEX: usize = 14 + 20 + 8 + 12;
+
 /// Counters of the `counters` map: the verdicts first, then one per drop reason.
 pub const COUNTERS: u32 = VERDICT_COUNTERS + crate::drop::DropReason::ALL.len() as u32;
 

@@ -67,6 +67,7 @@ impl Batcher {
             return;
         }
         self.batching.retain(|ifindex| ladder.attached().contains_key(&ifindex));
+        self.batching.observe(&ladder.merged());
         // Of veths alone: a NIC merges by itself, and its rings are the administrator's.
         let is_ours = |ifindex: u32| {
             ladder.attached().contains_key(&ifindex) && hops.link(ifindex).is_some_and(|link| link.veth)

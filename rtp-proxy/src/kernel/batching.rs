@@ -112,6 +112,13 @@ impl Batching {
         self.interfaces.retain(|ifindex, _| is_there(*ifindex));
     }
 
+    /// Takes in which interfaces are switched on: one may have been given back for another reason.
+    pub(super) fn observe(&mut self, merged: &[u32]) {
+        for (ifindex, interface) in &mut self.interfaces {
+            interface.on &= merged.contains(ifindex);
+        }
+    }
+
     /// Takes a look in. Returns what is to be done about it; [`Batching::done`] is to follow for each.
     pub(super) fn handle_look(&mut self, now: Instant, look: &Look) -> Vec<Change> {
         let mut came: BTreeMap<u32, Came> = BTreeMap::new();

@@ -324,6 +324,11 @@ impl Hops {
         self.routes_changed || self.links_changed
     }
 
+    /// Every answer is to be found out again, from the routes as they are known.
+    pub(super) fn look_again(&mut self) {
+        self.links_changed = true;
+    }
+
     /// Everything is to be asked for again.
     pub(super) fn unsettle(&mut self) {
         self.routes_changed = true;

@@ -16,7 +16,7 @@ use super::device::Receive;
 use super::hop::{Rung, UserReason};
 use super::load::{Kernel, TCX_INGRESS};
 use super::netlink::Requests;
-use super::object::link_interface;
+use super::object::{detach_link, link_interface};
 use super::pins::{Pins, Record};
 use super::tables::name;
 
@@ -202,12 +202,12 @@ impl Ladder {
         }
     }
 
-    /// Attaches the program to an interface's ingress by the best rung that works, behind the programs of
-    /// others. What is attached already stays as it is.
+    /// Attaches the program to an interface's ingress by the best rung from `best` down that works, behind the
+    /// programs of others. What is attached already stays as it is.
     ///
     /// # Errors
     /// [`UserReason::Interface`] with the answer of each rung, [`UserReason::Capped`].
-    pub fn attach(&mut self, ifindex: u32, name: &str) -> Result<Rung, UserReason> {
+    pub fn attach(&mut self, ifindex: u32, name: &str, best: Rung) -> Result<Rung, UserReason> {
         if let Some(attached) = self.attached.get(&ifindex) {
             return Ok(attached.rung);
         }
@@ -216,7 +216,9 @@ impl Ladder {
         }
         self.pin();
         let mut why = Vec::new();
-        if self.max == Rung::Tcx {
+        if best > Rung::Tcx {
+            // Whoever asks knows why.
+        } else if self.max == Rung::Tcx {
             match self.attach_tcx_link(ifindex, name) {
                 Ok(link) => return Ok(self.keep(ifindex, name, Rung::Tcx, Some(link), false)),
                 Err(error) => why.push(format!("tcx: {error}")),
@@ -297,6 +299,29 @@ impl Ladder {
         // Dropping it would remove the filter; the record is what remembers it.
         mem::forget(program.take_link(id)?);
         Ok(())
+    }
+
+    /// Takes the program off an interface, and gives back what was changed there.
+    ///
+    /// # Errors
+    /// What is left, in words.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), String> {
+        let Some(attached) = self.attached.remove(&ifindex) else { return Ok(()) };
+        let mut left = Vec::new();
+        if let Some(before) = attached.before {
+            left.extend(restore(ifindex, before).err());
+        }
+        if attached.rung == Rung::Tc {
+            left.extend(super::undo::remove_filter(&attached.name, self.handle, attached.clsact).err());
+        }
+        drop(attached.link);
+        if let Some(pins) = self.pins() {
+            // At once: the next link must not come behind this one.
+            detach_link(&pins.link(ifindex)).ok();
+            fs::remove_file(pins.link(ifindex)).ok();
+            pins.remove_record(ifindex);
+        }
+        if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
     }
 
     /// Forgets an interface that is gone, with its pins.

@@ -10,6 +10,9 @@ use super::tables::{map_data, name};
 /// Name of the program for ingress by TCX or tc.
 pub const TCX_INGRESS: &str = "tcx_ingress";
 
+/// Name of the program that puts a frame in at an interface.
+const SELF_TEST: &str = "self_test";
+
 /// Why the kernel programs are not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -80,7 +83,8 @@ impl Kernel {
         loader.verifier_log_level(VerifierLogLevel::STATS);
         for (map, entries) in [
             (name::FLOWS, capacity.flows),
-            (name::FLOW_STATS, capacity.flows),
+            // One more than there are flows: the self-test's.
+            (name::FLOW_STATS, capacity.flows.saturating_add(1)),
             (name::LEGS, capacity.legs),
             (name::GATES, capacity.legs),
             (name::LEG_STATS, capacity.legs),
@@ -98,7 +102,19 @@ impl Kernel {
             .tcx_mut()?
             .load()
             .map_err(|source| LoadError::Refused { program: TCX_INGRESS, source: Box::new(source) })?;
+        // Without it everything works, untried.
+        if let Ok(self_test) = kernel.program_mut::<SchedClassifier>(SELF_TEST) {
+            self_test.load().ok();
+        }
         Ok(kernel)
+    }
+
+    /// The program that puts a frame in at an interface.
+    ///
+    /// # Errors
+    /// [`LoadError::Program`].
+    pub(super) fn self_test(&self) -> Result<&SchedClassifier, LoadError> {
+        self.program(SELF_TEST)
     }
 
     /// Pins every map that another process needs to go on.

@@ -2,12 +2,12 @@
 //! end takes everything back.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use netlink_packet_route::RouteNetlinkMessage;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -20,17 +20,18 @@ use super::events::{Events, Ring};
 use super::grace::Grace;
 use super::hold::Held;
 use super::hop::{Rung, UserReason};
-use super::hops::{Hops, Outside, REFRESH};
+use super::hops::{Hops, REFRESH};
 use super::ladder::{Ladder, Pinning, tc_handle};
 use super::load::{Capacity, Kernel};
 use super::names::Names;
-use super::net::{Link, Neighbour, NeighbourKey, Route, neighbour};
 use super::netlink::{Notice, Notices, Requests, SETTLE};
 use super::pins::{self, Lock};
+use super::selftest::SelfTest;
 use super::share::{Left, Share, returned};
 use super::slots::{Extent, Quota, Slots};
 use super::tables::{KernelTable, PortsWritten};
 use super::ways::{Ask, AskReceiver, Inbox, channels};
+use super::world::World;
 
 /// Asks that are answered before anything else gets its turn.
 const BATCH: usize = 256;
@@ -167,7 +168,8 @@ impl Prepared {
             left.reserve(&mut slots);
             shares.push((Share::new(table, slots, ways).with_left(left.clone(), grace_over), inbox));
         }
-        let looked_at = KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error))?;
+        let open = || KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error));
+        let (looked_at, tested) = (open()?, open()?);
         let counters = Reader::open(&kernel).map_err(|error| refused(&error))?;
         let ring = Ring::open(&kernel).map_err(|error| refused(&error))?;
         let adopted = left.len();
@@ -192,6 +194,7 @@ impl Prepared {
             hops: Hops::new(settings.interfaces.clone(), notes),
             grace: Some(Grace { left, table, ports_written, extents, over: grace_over }),
             batcher: Batcher::new(looked_at, settings.batching),
+            tested,
             lock: held.lock,
             instance: held.instance,
             names,
@@ -260,6 +263,7 @@ struct Start {
     hops: Hops,
     grace: Option<Grace>,
     batcher: Batcher,
+    tested: KernelTable,
     lock: Option<Lock>,
     instance: String,
     names: Names,
@@ -271,84 +275,6 @@ struct NoticeFd(Notices);
 impl AsRawFd for NoticeFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.fd().as_raw_fd()
-    }
-}
-
-/// The kernel as [`Hops`] sees it.
-struct World {
-    requests: Requests,
-    ladder: Ladder,
-    /// Interfaces on which nothing could be attached, as they were then.
-    refused: HashMap<u32, (Link, UserReason)>,
-}
-
-impl Outside for World {
-    fn route(&mut self, peer: IpAddr, local: IpAddr) -> Option<Route> {
-        self.requests.route(peer, local).ok().map(|message| Route::of(&message))
-    }
-
-    fn neighbour(&mut self, (ifindex, ip): NeighbourKey) -> Option<Neighbour> {
-        self.requests.neighbour(ifindex, ip).and_then(|message| neighbour(&message)).map(|(_, state)| state)
-    }
-
-    fn resolve(&mut self, (ifindex, ip): NeighbourKey) {
-        if let Err(error) = self.requests.resolve(ifindex, ip) {
-            debug!(event = "kernel.resolve_failed", ifindex, %ip, reason = %error);
-        }
-    }
-
-    fn attach(&mut self, link: &Link) -> Result<Rung, UserReason> {
-        if let Some((_, why)) = self.refused.get(&link.ifindex).filter(|(then, _)| then == link) {
-            return Err(why.clone());
-        }
-        let is_new = !self.ladder.attached().contains_key(&link.ifindex);
-        let result = self.ladder.attach(link.ifindex, &link.name);
-        match &result {
-            Ok(rung) if is_new => {
-                info!(event = "rung.changed", interface = link.name, rung = rung.as_str(), "attached");
-            }
-            Ok(_) => {}
-            Err(why) => {
-                info!(event = "rung.changed", interface = link.name, rung = "user", reason = %why);
-                self.refused.insert(link.ifindex, (link.clone(), why.clone()));
-            }
-        }
-        if result.is_ok() {
-            self.refused.remove(&link.ifindex);
-        }
-        result
-    }
-
-    fn detached(&mut self, ifindex: u32) {
-        self.refused.remove(&ifindex);
-        if let Some(name) = self.ladder.forget(ifindex) {
-            info!(event = "rung.changed", interface = name, rung = "user", reason = "the interface is gone");
-        }
-    }
-}
-
-impl World {
-    fn links(&mut self, hops: &mut Hops) {
-        match self.requests.links() {
-            Ok(links) => hops.replace_links(links.iter().map(Link::of).collect(), self),
-            Err(error) => warn!(event = "kernel.netlink", reason = %error, "cannot read the interfaces"),
-        }
-    }
-
-    fn status(&self, batcher: &Batcher) -> Vec<InterfaceStatus> {
-        let attached = self.ladder.attached().iter().map(|(ifindex, on)| InterfaceStatus {
-            interface: on.name.clone(),
-            rung: Ok(on.rung),
-            batching: batcher.status(*ifindex),
-        });
-        let refused = self.refused.values().map(|(link, why)| InterfaceStatus {
-            interface: link.name.clone(),
-            rung: Err(why.clone()),
-            batching: None,
-        });
-        let mut status: Vec<_> = attached.chain(refused).collect();
-        status.sort_by(|a, b| a.interface.cmp(&b.interface));
-        status
     }
 }
 
@@ -368,7 +294,8 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
         }
     };
     started.send(Ok(())).ok();
-    let mut world = World { requests, ladder: start.ladder, refused: HashMap::new() };
+    let tests = SelfTest::new(start.tested);
+    let mut world = World { requests, ladder: start.ladder, refused: HashMap::new(), tests };
     let mut batcher = start.batcher;
     if start.lock.is_some() {
         batcher.take_over(&mut world.ladder, Instant::now());
@@ -490,7 +417,10 @@ impl Service {
         let now = Instant::now();
         for notice in notices {
             match notice {
-                Notice::Changed(message) => self.hops.notice(&message, now, &mut self.world),
+                Notice::Changed(message) => {
+                    self.changed(&message);
+                    self.hops.notice(&message, now, &mut self.world);
+                }
                 Notice::Lost => {
                     debug!(event = "kernel.netlink", "notices were lost: everything is read again");
                     self.world.links(&mut self.hops);
@@ -500,6 +430,15 @@ impl Service {
         }
         if self.hops.is_unsettled() && self.settle_at.is_none() {
             self.settle_at = Some(now + SETTLE);
+        }
+    }
+
+    /// A setting of an interface may have changed: the program there is tried again.
+    fn changed(&mut self, message: &RouteNetlinkMessage) {
+        let RouteNetlinkMessage::NewLink(link) = message else { return };
+        if self.world.ladder.attached().contains_key(&link.header.index) {
+            self.world.tests.forget(Some(link.header.index));
+            self.hops.look_again();
         }
     }
 
@@ -515,6 +454,7 @@ impl Service {
         if self.refresh_at <= now {
             self.refresh_at = now + REFRESH;
             self.world.refused.clear();
+            self.world.tests.forget(None);
             self.world.links(&mut self.hops);
             self.hops.unsettle();
             self.settle_at = Some(now);

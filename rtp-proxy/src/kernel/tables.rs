@@ -100,7 +100,12 @@ impl KernelTable {
 
     /// Number of legs and of flows that the maps hold.
     pub(super) fn capacity(&self) -> (u32, u32) {
-        (self.legs.len(), self.flow_stats.len())
+        (self.legs.len(), self.self_test_index())
+    }
+
+    /// Index of flow statistics that is no flow's: the self-test's.
+    pub(super) fn self_test_index(&self) -> u32 {
+        self.flow_stats.len().saturating_sub(1)
     }
 
     /// Every published flow.

@@ -221,8 +221,12 @@ fn what_an_earlier_process_switched_on_is_let_go_like_ones_own() {
     scene.batching.adopt(IFINDEX, scene.now);
     assert!(scene.batching.status(IFINDEX, scene.now).unwrap().on);
     assert_eq!(scene.run(30, 32), [], "it goes on");
+    scene.batching.observe(&[IFINDEX]);
+    assert!(scene.batching.status(IFINDEX, scene.now).unwrap().on);
     assert_eq!(scene.run(4, 1).len(), 1);
     scene.batching.adopt(IFINDEX, scene.now);
+    scene.batching.observe(&[IFINDEX + 1]);
+    assert!(!scene.batching.status(IFINDEX, scene.now).unwrap().on, "somebody else gave it back");
     scene.batching.retain(|ifindex| ifindex != IFINDEX);
     assert_eq!(scene.batching.status(IFINDEX, scene.now), None);
 }

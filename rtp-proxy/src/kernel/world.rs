@@ -1,0 +1,135 @@
+//! The kernel as the kernel path sees it: netlink, the ladder, and the tests of what hangs there.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use tracing::{debug, info, warn};
+
+use super::batcher::Batcher;
+use super::hop::{Rung, UserReason};
+use super::hops::{Hops, Outside};
+use super::ladder::Ladder;
+use super::net::{Link, Neighbour, NeighbourKey, Route, neighbour};
+use super::netlink::Requests;
+use super::selftest::{Sees, SelfTest};
+use super::service::InterfaceStatus;
+
+/// The kernel as [`Hops`] sees it.
+pub(super) struct World {
+    pub(super) requests: Requests,
+    pub(super) ladder: Ladder,
+    /// Interfaces on which nothing could be attached, as they were then.
+    pub(super) refused: HashMap<u32, (Link, UserReason)>,
+    pub(super) tests: SelfTest,
+}
+
+impl Outside for World {
+    fn route(&mut self, peer: IpAddr, local: IpAddr) -> Option<Route> {
+        self.requests.route(peer, local).ok().map(|message| Route::of(&message))
+    }
+
+    fn neighbour(&mut self, (ifindex, ip): NeighbourKey) -> Option<Neighbour> {
+        self.requests.neighbour(ifindex, ip).and_then(|message| neighbour(&message)).map(|(_, state)| state)
+    }
+
+    fn resolve(&mut self, (ifindex, ip): NeighbourKey) {
+        if let Err(error) = self.requests.resolve(ifindex, ip) {
+            debug!(event = "kernel.resolve_failed", ifindex, %ip, reason = %error);
+        }
+    }
+
+    fn attach(&mut self, link: &Link) -> Result<Rung, UserReason> {
+        if let Some((_, why)) = self.refused.get(&link.ifindex).filter(|(then, _)| then == link) {
+            return Err(why.clone());
+        }
+        let attached = self.ladder.attached().get(&link.ifindex).map(|on| on.rung);
+        if let Some(rung) = attached.filter(|_| self.tests.is_tested(link)) {
+            return Ok(rung);
+        }
+        let is_new = attached.is_none();
+        let result = self.climb(link, !is_new);
+        match &result {
+            Ok(rung) if is_new => {
+                info!(event = "rung.changed", interface = link.name, rung = rung.as_str(), "attached");
+            }
+            Ok(_) => {}
+            Err(why) => {
+                info!(event = "rung.changed", interface = link.name, rung = "user", reason = %why);
+                self.refused.insert(link.ifindex, (link.clone(), why.clone()));
+            }
+        }
+        if result.is_ok() {
+            self.refused.remove(&link.ifindex);
+        }
+        result
+    }
+
+    fn detached(&mut self, ifindex: u32) {
+        self.refused.remove(&ifindex);
+        self.tests.forget(Some(ifindex));
+        if let Some(name) = self.ladder.forget(ifindex) {
+            info!(event = "rung.changed", interface = name, rung = "user", reason = "the interface is gone");
+        }
+    }
+}
+
+impl World {
+    /// Attaches by the best rung whose program sees what comes in. `again`: what is attached already may be attached
+    /// once more, for somebody may have taken it off.
+    fn climb(&mut self, link: &Link, mut again: bool) -> Result<Rung, UserReason> {
+        let mut best = Rung::Tcx;
+        let mut blind: Vec<String> = Vec::new();
+        while best != Rung::User {
+            let rung = match self.ladder.attach(link.ifindex, &link.name, best) {
+                Ok(rung) => rung,
+                Err(why) if blind.is_empty() => return Err(why),
+                Err(why) => {
+                    blind.push(why.to_string());
+                    break;
+                }
+            };
+            match self.tests.run(self.ladder.kernel(), &mut self.requests, link, rung) {
+                Sees::No => {}
+                Sees::Yes => return Ok(rung),
+                Sees::Unknown(why) => {
+                    debug!(event = "kernel.untested", interface = link.name, rung = rung.as_str(), why);
+                    return Ok(rung);
+                }
+            }
+            if let Err(left) = self.ladder.detach(link.ifindex) {
+                warn!(event = "kernel.left_behind", "{left}; run: rtp-proxy uninstall");
+            }
+            let why = format!("{}: the program does not see what comes in", rung.as_str());
+            if std::mem::take(&mut again) {
+                info!(event = "rung.changed", interface = link.name, rung = "user", reason = why, "again");
+                continue;
+            }
+            blind.push(why);
+            best = if rung == Rung::Tcx { Rung::Tc } else { Rung::User };
+        }
+        Err(UserReason::Interface { interface: link.name.clone(), why: blind.join("; ") })
+    }
+
+    pub(super) fn links(&mut self, hops: &mut Hops) {
+        match self.requests.links() {
+            Ok(links) => hops.replace_links(links.iter().map(Link::of).collect(), self),
+            Err(error) => warn!(event = "kernel.netlink", reason = %error, "cannot read the interfaces"),
+        }
+    }
+
+    pub(super) fn status(&self, batcher: &Batcher) -> Vec<InterfaceStatus> {
+        let attached = self.ladder.attached().iter().map(|(ifindex, on)| InterfaceStatus {
+            interface: on.name.clone(),
+            rung: Ok(on.rung),
+            batching: batcher.status(*ifindex),
+        });
+        let refused = self.refused.values().map(|(link, why)| InterfaceStatus {
+            interface: link.name.clone(),
+            rung: Err(why.clone()),
+            batching: None,
+        });
+        let mut status: Vec<_> = attached.chain(refused).collect();
+        status.sort_by(|a, b| a.interface.cmp(&b.interface));
+        status
+    }
+}
