@@ -24,8 +24,8 @@ use crate::{ControlPlane, Operation};
 const HOLDER_SILENCE: Duration = Duration::from_secs(2);
 
 /// How late a packet's sign of life may be noted: one that came within this time of an ANNOUNCE says
-/// nothing about what was sent after it.
-const SEEN_GRAIN: Duration = Duration::from_secs(1);
+/// nothing about what was sent after it. A worker tells once a second at most, when it looks next.
+const SEEN_GRAIN: Duration = Duration::from_millis(1_500);
 
 /// Why a name cannot be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
