@@ -20,7 +20,7 @@ pub(crate) struct TestArgs {
     /// Only the cases that must pass on every rung, on this one: user, tc or tcx
     #[arg(long)]
     rung: Option<String>,
-    /// With `rungs`: write docs/results/rungs.md
+    /// With `rungs` or `--rung`: write what was run into docs/results/rungs.md
     #[arg(long)]
     record: bool,
     /// Whole matrices instead of the selections for CI; interop writes docs/interop.md
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     }
     for suite in suites {
         run_suite(&mut tally, suite, args)?;
-        if matches!(suite.name, "conformance" | "topology") && !args.all {
+        if matches!(suite.name, "conformance" | "topology" | "interop") && !args.all {
             rungs::selection(&mut tally, args, suite.name)?;
         }
     }

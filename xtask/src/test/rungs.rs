@@ -1,6 +1,6 @@
 //! `cargo xtask test --rung`: the cases that must pass on every rung, each judged by counters, and their table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use msm_tests::ground::{CASES, Carried, ENV_REPORT, ENV_RUNG, Line, Reported, Rung};
 use msm_tests::privilege::{self, Need};
 use msm_tests::process::output;
+use serde::{Deserialize, Serialize};
 
 use super::{SUITES, Tally, TestArgs, observe, program_of, under_test};
 use crate::say;
@@ -18,8 +19,20 @@ const RESULTS: &str = "docs/results/rungs.md";
 /// Directories with cases.
 const DIRECTORIES: [&str; 3] = ["conformance", "topology", "interop"];
 
-/// What one test showed on one rung; none: it failed, or said nothing of what carried it.
-type Shown = BTreeMap<(String, String, Rung), Option<Vec<Line>>>;
+/// What the table is made of: a run of one directory on one rung replaces its own part.
+const ROUNDS: &str = "tests/results/rungs.jsonl";
+
+/// What one test showed on one rung.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Shown {
+    suite: String,
+    test: String,
+    rung: String,
+    /// When its part was run.
+    at: String,
+    /// None: it failed, or said nothing of what carried it.
+    lines: Option<Vec<Line>>,
+}
 
 /// Runs cases on rungs: those of one directory or all, on one rung or all.
 pub(super) fn run(tally: &mut Tally, args: &TestArgs, rungs: &[Rung]) -> Result<()> {
@@ -28,38 +41,53 @@ pub(super) fn run(tally: &mut Tally, args: &TestArgs, rungs: &[Rung]) -> Result<
         .filter(|name| args.which.as_deref().is_none_or(|which| which == *name || which == "rungs"))
         .collect();
     ensure!(!names.is_empty(), "--rung is for {}", DIRECTORIES.join(", "));
-    let mut shown = Shown::new();
+    ensure!(!args.record || args.only.is_none(), "a part of a directory's cases is not recorded");
     for name in names {
         for rung in rungs {
-            one(tally, args, name, *rung, &mut shown)?;
+            let shown = one(tally, args, name, *rung)?;
+            if args.record && !shown.is_empty() {
+                record(name, *rung, shown)?;
+            }
         }
     }
-    if args.record {
-        ensure!(args.only.is_none(), "a part of the cases is not recorded");
-        std::fs::write(RESULTS, table(&shown, rungs)?).context(RESULTS)?;
-        say(&format!("wrote {RESULTS}"));
+    Ok(())
+}
+
+/// Puts a run in the place of the former one of its directory and rung, and writes the table.
+fn record(name: &str, rung: Rung, shown: Vec<Shown>) -> Result<()> {
+    let text = std::fs::read_to_string(ROUNDS).unwrap_or_default();
+    let mut all: Vec<Shown> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    all.retain(|former| former.suite != name || former.rung != rung.name());
+    all.extend(shown);
+    let mut text = String::new();
+    for one in &all {
+        writeln!(text, "{}", serde_json::to_string(one)?)?;
     }
+    std::fs::write(ROUNDS, text).context(ROUNDS)?;
+    std::fs::write(RESULTS, table(&all)?).context(RESULTS)?;
+    say(&format!("wrote {RESULTS}"));
     Ok(())
 }
 
 /// The cases of one directory that are run with all the other tests, on the best rung.
 pub(super) fn selection(tally: &mut Tally, args: &TestArgs, name: &str) -> Result<()> {
-    one(tally, args, name, Rung::Tcx, &mut Shown::new())
+    one(tally, args, name, Rung::Tcx).map(drop)
 }
 
-fn one(tally: &mut Tally, args: &TestArgs, name: &str, rung: Rung, shown: &mut Shown) -> Result<()> {
+fn one(tally: &mut Tally, args: &TestArgs, name: &str, rung: Rung) -> Result<Vec<Shown>> {
     let suite = SUITES.into_iter().find(|suite| suite.name == name).context("no such directory")?;
     let headline = format!("rung {}, {name}", rung.name());
     let chosen = |test: &str| args.only.as_deref().is_none_or(|only| test.contains(only));
     let tests: Vec<&str> =
         CASES.iter().filter(|case| case.suite == name && chosen(case.test)).map(|case| case.test).collect();
+    let mut shown = Vec::new();
     if tests.is_empty() && name != "interop" {
-        return Ok(());
+        return Ok(shown);
     }
     if let Some(reason) = privilege::missing(Need::Kernel).filter(|_| rung.is_kernel()) {
         tally.failed += u64::from(privilege::is_ci());
         tally.lines.push(format!("{headline}: skipped: {reason}"));
-        return Ok(());
+        return Ok(shown);
     }
     let mut command = Command::new(program_of(suite)?);
     if name == "interop" {
@@ -71,6 +99,11 @@ fn one(tally: &mut Tally, args: &TestArgs, name: &str, rung: Rung, shown: &mut S
     under_test(&mut command).env(ENV_RUNG, rung.name()).env(ENV_REPORT, &report.0);
     let run = observe(tally, &headline, &mut command)?;
     let mut lines = report.read()?;
+    let at = output("date", &["-u", "+%Y-%m-%d %H:%M"])?.trim().to_owned();
+    let mut show = |test: &str, lines: Option<Vec<Line>>| {
+        let (suite, rung) = (name.to_owned(), rung.name().to_owned());
+        shown.push(Shown { suite, test: test.to_owned(), rung, at: at.clone(), lines });
+    };
     for test in tests {
         let is_wrong = run.failed.iter().any(|failed| failed == test);
         let found = lines.remove(test).map(|(_, found)| found).filter(|_| !is_wrong);
@@ -79,15 +112,15 @@ fn one(tally: &mut Tally, args: &TestArgs, name: &str, rung: Rung, shown: &mut S
             tally.failed += 1;
             tally.lines.push(format!("    {test} did not say what carried its media"));
         }
-        shown.insert((name.to_owned(), test.to_owned(), rung), found);
+        show(test, found);
     }
     for (test, (_, found)) in lines {
-        shown.insert((name.to_owned(), test, rung), Some(found));
+        show(&test, Some(found));
     }
-    for failed in run.failed.into_iter().filter(|_| name == "interop") {
-        shown.insert((name.to_owned(), failed, rung), None);
+    for failed in run.failed.iter().filter(|_| name == "interop") {
+        show(failed, None);
     }
-    Ok(())
+    Ok(shown)
 }
 
 /// The file in which tests say what they showed.
@@ -118,30 +151,35 @@ impl Drop for Report {
     }
 }
 
-fn table(shown: &Shown, rungs: &[Rung]) -> Result<String> {
-    let date = output("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?;
+fn table(shown: &[Shown]) -> Result<String> {
     let kernel = output("uname", &["-sr"])?;
-    let passed = shown.values().filter(|found| found.is_some()).count();
+    let passed = shown.iter().filter(|one| one.lines.is_some()).count();
     let mut text = format!(
         "# Cases on every rung\n\n\
-         `cargo xtask test rungs --record` writes this file.\n\n\
-         {}, {}, release build: **{passed} of {} passed**. The proxy stands in a network namespace of its own, cameras \
+         `cargo xtask test rungs --record` writes this file; with a directory and `--rung` only that part of it is run \
+         again.\n\n\
+         {}, release build: **{passed} of {} passed**. The proxy stands in a network namespace of its own, cameras \
          and publishers in a second one, viewers in a third, joined by two veth pairs. A test passes on a rung only if \
          its viewers over UDP were carried by that rung while they got media: `/v1/streams` must name the rung and \
          its counter must grow there, `msm_legs` must count the legs, and the kernel's own counters of legs, read from \
          its tables past the proxy, must stand at half of that at least (they are looked at several times a second and \
          begin anew with every leg). On `user` they must stand at 0.\n\n",
-        date.trim(),
         kernel.trim(),
         shown.len(),
     );
+    for directory in DIRECTORIES {
+        let parts = shown.iter().filter(|one| one.suite == directory);
+        let parts: BTreeSet<String> = parts.map(|one| format!("{} at {} UTC", one.rung, one.at)).collect();
+        writeln!(text, "- {directory}: {}", parts.into_iter().collect::<Vec<_>>().join(", "))?;
+    }
+    text += "\n";
     text += "Each cell: viewers over UDP that got media on the rung, of those that got media; packets that they got \
              while on the rung, of all; packets by the kernel's own counters.\n\n";
-    heads(&mut text, "case | test", rungs);
+    heads(&mut text, "case | test");
     for case in CASES {
         let note = if matches!(case.carried, Carried::Worker { .. }) { " ¹" } else { "" };
         write!(text, "| {}{note} | `{}` |", case.number, case.test)?;
-        cells(&mut text, shown, (case.suite, case.test), rungs, false)?;
+        cells(&mut text, shown, (case.suite, case.test), false)?;
     }
     text += "\n¹ carried by the workers on every rung, which is asserted together with the reason that `/v1/streams` gives \
              for each leg over UDP:\n\n";
@@ -155,33 +193,26 @@ fn table(shown: &Shown, rungs: &[Rung]) -> Result<String> {
              The figures are those of all viewers over UDP of the cell's source. The kernel's own counters know no \
              streams: they are judged once for all cells, as above. Viewers over TCP, and all viewers of a source on TCP, \
              are the workers' on every rung; that is asserted by the reason that each leg gives.\n\n";
-    heads(&mut text, "cell", rungs);
-    let mut names: Vec<&String> =
-        shown.keys().filter(|(suite, ..)| suite == "interop").map(|(_, test, _)| test).collect();
-    names.dedup();
+    heads(&mut text, "cell");
+    let names: BTreeSet<&str> =
+        shown.iter().filter(|one| one.suite == "interop").map(|one| one.test.as_str()).collect();
     for name in names {
         write!(text, "| {name} |")?;
-        cells(&mut text, shown, ("interop", name), rungs, true)?;
+        cells(&mut text, shown, ("interop", name), true)?;
     }
     Ok(text)
 }
 
-fn heads(text: &mut String, first: &str, rungs: &[Rung]) {
-    let names: Vec<&str> = rungs.iter().map(|rung| rung.name()).collect();
-    let columns = first.matches('|').count() + 1 + rungs.len();
+fn heads(text: &mut String, first: &str) {
+    let names = Rung::ALL.map(Rung::name);
+    let columns = first.matches('|').count() + 1 + names.len();
     writeln!(text, "| {first} | {} |\n|{}", names.join(" | "), "---|".repeat(columns)).ok();
 }
 
-fn cells(
-    text: &mut String,
-    shown: &Shown,
-    (suite, test): (&str, &str),
-    rungs: &[Rung],
-    in_common: bool,
-) -> Result<()> {
-    for rung in rungs {
-        let found = shown.get(&(suite.to_owned(), test.to_owned(), *rung));
-        let said = match found {
+fn cells(text: &mut String, shown: &[Shown], (suite, test): (&str, &str), in_common: bool) -> Result<()> {
+    for rung in Rung::ALL {
+        let is_it = |one: &&Shown| one.suite == suite && one.test == test && one.rung == rung.name();
+        let said = match shown.iter().find(is_it).map(|one| &one.lines) {
             None => "-".to_owned(),
             Some(None) => "**failed**".to_owned(),
             Some(Some(lines)) => {
