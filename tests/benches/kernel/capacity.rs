@@ -103,7 +103,7 @@ impl Run {
             let [alone, beside] = floors;
             self.senders(&course.topology, (first, second), (alone?, beside?), best, &mut outcome)?;
         }
-        outcome.draw_found("kernel-b6.svg", "B6: most copies per second, 172 B, 1→16, one core", RATE);
+        outcome.draw_found("kernel-b6.svg", "B6: most copies per second, 172 B, 1→16", RATE);
         Ok(outcome)
     }
 

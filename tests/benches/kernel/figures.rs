@@ -105,22 +105,22 @@ fn costs(outcome: &Outcome, title: &str, number: usize, net: bool) -> String {
         };
         let Some(mark) = mark(&values) else { continue };
         let label = if paced && !net { format!("{} (net)", entrant.name) } else { entrant.name.clone() };
-        // Where this bar must end so that the strictest claim holds.
-        let claims = outcome.claims.iter().filter(|c| {
-            c.case == number && c.ours == entrant.name && c.ours_basis == basis && c.against_basis == basis
-        });
-        let limits = claims.filter_map(|c| {
-            let against = match basis {
-                Basis::Gross => median(&case.gross(&c.against)),
-                Basis::Net => median(&case.net(&c.against)),
-            };
-            match c.target {
-                Target::AtLeast(least) => Some(against / least),
-                _ => None,
-            }
+        // Where this bar must end so that the strictest claim holds: ours by the others' cost, and where a limit is
+        // asked, the dearer one by the cheaper one's.
+        let median_of = |name: &str| match basis {
+            Basis::Gross => median(&case.gross(name)),
+            Basis::Net => median(&case.net(name)),
+        };
+        let claims = outcome.claims.iter();
+        let claims = claims.filter(|c| c.case == number && c.ours_basis == basis && c.against_basis == basis);
+        let limits = claims.filter_map(|claim| match claim.target {
+            Target::AtLeast(least) if claim.ours == entrant.name => Some(median_of(&claim.against) / least),
+            Target::AtMost(most) if claim.against == entrant.name => Some(median_of(&claim.ours) * most),
+            _ => None,
         });
         let target = limits.filter(|l| l.is_finite()).min_by(f64::total_cmp);
-        bars.push(Bar { label, mark, ours: is_ours(&entrant.name), target });
+        let ours = entrant.version.starts_with("rung");
+        bars.push(Bar { label, mark, ours, target });
     }
     let axis = if net { "CPU ns per copy, net of the generator" } else { "CPU ns per copy" };
     plot::bars(title, axis, &bars)

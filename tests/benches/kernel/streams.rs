@@ -133,7 +133,7 @@ impl Run {
             outcome.claim(at, &ours(best, Mode::PerLeg), rtpengine::NAME, Basis::Net, Target::AtLeast(least));
         }
         outcome.claim(at, &ours(best, Mode::PerLeg), SEGMENTING, Basis::Net, Target::Nothing);
-        let title = format!("B17: legs that 80 % of a core carry, {label}");
+        let title = format!("B17: legs on 80 % of a core, {}, {size} B, {rate} packets/s", streams.label);
         outcome.draw_found(streams.file, &title, &unit(streams));
         Ok(())
     }
