@@ -241,3 +241,23 @@ fn merging_that_was_switched_off_by_the_next_start_is_undone_there() -> Result<(
     house.is_whole()?;
     house.proxy.terminate(LIMIT)
 }
+
+#[test]
+fn a_planned_upgrade_keeps_bursts_merged_and_its_end_gives_the_interface_back() -> Result<()> {
+    let test = "a_planned_upgrade_keeps_bursts_merged_and_its_end_gives_the_interface_back";
+    let Some(mut house) = House::new(test, 0, &[])? else { return Ok(()) };
+    let before = settings(&house.scene)?;
+    house.until_merged()?;
+    let merged = settings(&house.scene)?;
+    let stage = Stage::inside(house.scratch.path(), &house.scene.node);
+    house.proxy.upgrade(stage, "next")?;
+    house.until("the next proxy to know of it", 32, |interface| interface["batching"]["on"] == true)?;
+    assert_eq!(settings(&house.scene)?, merged);
+    house.until("singles to be let go", 1, |interface| interface["batching"]["on"] == false)?;
+    assert_eq!(settings(&house.scene)?, before, "it decides like the one before");
+    house.until_merged()?;
+    house.is_whole()?;
+    house.proxy.terminate(LIMIT)?;
+    assert_eq!(settings(&house.scene)?, before);
+    Ok(())
+}
