@@ -375,6 +375,10 @@ fn open_players(address: IpAddr, port: u16, config: &WorkerConfig) -> io::Result
         (open(port)?, open(port + 1)?)
     };
     udp::only_send(&rtp.socket)?;
+    if address.is_ipv4() {
+        // Until a viewer is behind a path that is too narrow (`LegOut::send_run`).
+        udp::never_fragment(udp::descriptor(&rtp.socket))?;
+    }
     let ports = PortPair { rtp: rtp.socket.local_addr()?.port(), rtcp: rtcp.socket.local_addr()?.port() };
     Ok(PlayerPair {
         receive_buffer: rtp.receive_buffer.min(rtcp.receive_buffer),

@@ -306,7 +306,14 @@ impl LegOut {
         let (mut packets, mut sent) = (0, 0);
         for piece in pieces {
             let packet = bytes.get(piece.range()).unwrap_or(&[]);
-            match retry(|| udp::send_one(*rtp_socket, rtp, packet)) {
+            let mut result = retry(|| udp::send_one(*rtp_socket, rtp, packet));
+            // The first one that is longer than its path allows: from then on they are fragmented.
+            if matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE))
+                && udp::fragment(*rtp_socket)
+            {
+                result = retry(|| udp::send_one(*rtp_socket, rtp, packet));
+            }
+            match result {
                 Ok(()) => {
                     sent += packet.len() as u64;
                     packets += 1;

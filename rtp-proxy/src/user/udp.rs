@@ -18,7 +18,8 @@ mod send;
 
 pub(crate) use receive::{ReceiveBuffer, dropped_since, recv_error};
 pub(crate) use send::{
-    Destination, MOST, segmentation_refused, send_one, send_same, send_segmented, was_pending_error,
+    Destination, MOST, fragment, never_fragment, segmentation_refused, send_one, send_same, send_segmented,
+    was_pending_error,
 };
 
 /// Datagrams of one receive call, and at most that many segments in one send (`performance.md` 1.4:

@@ -306,8 +306,8 @@ fn a_driven_worker_forwards_at_the_call_of_its_holder_and_not_before() {
         (camera.rtp.into_std().unwrap(), to, viewers)
     });
     let mut next = 1;
-    for burst in [1u16, 32, 1, 64, 3] {
-        let sent: Vec<_> = (next..next + burst).map(|i| rtp(i, u32::from(i) * 160, 7, 172)).collect();
+    for (burst, len) in [(1u16, 172), (32, 172), (1, 1_400), (64, 1_400), (3, 172)] {
+        let sent: Vec<_> = (next..next + burst).map(|i| rtp(i, u32::from(i) * 160, 7, len)).collect();
         next += burst;
         for packet in &sent {
             camera.send_to(packet, to).unwrap();

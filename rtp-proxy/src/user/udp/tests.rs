@@ -1,7 +1,18 @@
 use std::net::Ipv4Addr;
 
+use nix::{getsockopt_impl, sockopt_impl};
+
 use super::receive::Datagram;
 use super::*;
+
+sockopt_impl!(
+    /// What a socket does about the path's MTU.
+    PathMtu,
+    GetOnly,
+    libc::IPPROTO_IP,
+    libc::IP_MTU_DISCOVER,
+    libc::c_int
+);
 
 const SIZES: BufferSizes = BufferSizes { receive: 1 << 20, send: 1 << 20 };
 
@@ -219,4 +230,22 @@ fn a_socket_that_only_sends_keeps_nothing_and_counts() {
     assert_eq!(dropped_since(&deaf.socket, &last), 0);
     let error = ReceiveBuffer::new().recv(&deaf.socket).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn what_a_path_is_too_narrow_for_is_refused_until_fragments_are_allowed() {
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let (rtp, _) = open_any_pair(local, SIZES, false).unwrap();
+    let (sender, _) = open_any_pair(local, SIZES, false).unwrap();
+    let fd = descriptor(&sender.socket);
+    let discovery = || getsockopt(&sender.socket, PathMtu).unwrap();
+    never_fragment(fd).unwrap();
+    assert_eq!(discovery(), libc::IP_PMTUDISC_DO);
+    let to = Destination::new(rtp.socket.local_addr().unwrap(), None);
+    send_one(fd, &to, &[7; 1_200]).unwrap();
+    assert!(fragment(fd));
+    assert_eq!(discovery(), libc::IP_PMTUDISC_WANT, "as every socket is opened");
+    let mut buffer = ReceiveBuffer::new();
+    wait(&mut buffer, &rtp.socket);
+    assert_eq!(buffer.bytes()[buffer.datagrams()[0].piece.range()], [7; 1_200]);
 }
