@@ -55,8 +55,12 @@ impl Offload {
                     needs_copies = true;
                     let emptied = flow.emptied_at.is_some_and(|at| at >= leg.ready_at);
                     let whole = copies_since.is_some_and(|since| now >= since + GRACE);
-                    if let Some(standing) = standing.as_ref().filter(|_| emptied && whole) {
+                    let standing = standing.as_ref().filter(|_| emptied && whole);
+                    if let Some(standing) = standing
+                        && kernel.table.flow_stats(flow.stats)?.highest <= standing.highest
+                    {
                         let from = standing.highest as u16;
+                        // Nothing waits here that the kernel's first would overtake.
                         kernel.table.put_gate(id, Gate::Armed(from.wrapping_add(1)).into())?;
                         leg.place = Place::Arming;
                     }
