@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -137,6 +138,14 @@ impl Seat {
         places.sort_unstable();
         let doubled = places.windows(2).filter(|pair| pair[0] == pair[1]).count() as u64;
         let lost = places.windows(2).map(|pair| (pair[1] - pair[0] - 1).max(0) as u64).sum();
+        if lost > 0 {
+            let gaps: Vec<_> = places.windows(2).filter(|pair| pair[1] - pair[0] > 1).collect();
+            eprintln!(
+                "camera {camera}, stay {stay:?}: {} packets, gaps {gaps:?}, {} dropped at the socket",
+                places.len(),
+                dropped(rtp)
+            );
+        }
         let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
         Ok(Visit {
             setup: seconds(begun, set_up),
@@ -151,6 +160,23 @@ impl Seat {
             late: 0.0,
         })
     }
+}
+
+/// Datagrams that this machine dropped at a socket, ever.
+fn dropped(socket: &UdpSocket) -> u32 {
+    let mut words = [0_u32; 9];
+    let mut length = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to what `words` points to.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            words.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if done == 0 { words[8] } else { 0 }
 }
 
 /// Notes the number of a packet of this camera.
@@ -347,7 +373,7 @@ impl Outcome {
         writeln!(text_of, "# Joins and leaves beside legs that the kernel carries\n")?;
         writeln!(
             text_of,
-            "`{ENV_JOINS}={}:{} MSM_TEST_PROXY=target/release/rtp-proxy cargo test -p msm-tests --test topology \
+            "`{ENV_JOINS}={}:{} MSM_TEST_PROXY=$PWD/target/release/rtp-proxy cargo test -p msm-tests --test topology \
              joins_and_leaves_at_rate` writes this file.\n",
             self.storm.rate,
             self.storm.length.as_secs()
