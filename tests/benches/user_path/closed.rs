@@ -29,7 +29,7 @@ const FOREIGN: f64 = 0.10;
 const STEAL: f64 = 0.02;
 
 /// Runs of one contender after which the last one counts.
-const ATTEMPTS: usize = 10;
+const ATTEMPTS: usize = 3;
 
 /// How long, how often, and on how quiet a machine.
 #[derive(Debug, Clone, Copy)]
