@@ -74,12 +74,12 @@ fn describe(document: &Value) -> String {
         let _ = writeln!(text, "kernel path off: {}", word(kernel, "reason"));
     }
     for interface in list(kernel, "interfaces") {
-        let _ = write!(text, "  {:<16} {:<5}", word(interface, "name"), word(interface, "rung"));
-        match interface.get("reason").and_then(Value::as_str) {
-            Some(reason) => writeln!(text, " {reason}"),
-            None => writeln!(text, "{}", batching(interface.get("batching").unwrap_or(&Value::Null))),
-        }
-        .ok();
+        let more = match interface.get("reason").and_then(Value::as_str) {
+            Some(reason) => format!(" {reason}"),
+            None => batching(interface.get("batching").unwrap_or(&Value::Null)),
+        };
+        let line = format!("  {:<16} {:<5}{more}", word(interface, "name"), word(interface, "rung"));
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     let streams = list(document, "streams");
     if streams.is_empty() {
@@ -213,7 +213,8 @@ mod tests {
         assert_eq!(
             describe(&document),
             "kernel path on\n\
-             \x20 eth0             tcx  \n\
+             \x20 eth0             tcx\n\
+             \x20 veth3            tcx   bursts of 32.0 packets merged for 4 s\n\
              \x20 tun0             user  tun0 has no Ethernet headers\n\
              door  active  from udp 10.0.0.9:554  2 viewers (1 tcx, 1 user)\n\
              \x20 > 10.0.0.7:4000          udp  tcx   active   9 packets\n\

@@ -147,8 +147,8 @@ pub struct Raw {
     /// [default: 60s]
     #[arg(verbatim_doc_comment, long, value_name = "TIME", help_heading = "Kernel path")]
     pub adopt_grace: Option<String>,
-    /// auto: merge the bursts of a source behind a veth where they come in, while they have 8 packets
-    /// or more, by settings of that interface that are given back afterwards. off: never
+    /// auto: bursts of a source behind a veth are merged where they come in, while that pays, by
+    /// settings of that interface that are given back afterwards. off: never
     /// [default: auto]
     #[arg(verbatim_doc_comment, long, value_name = "auto|off", help_heading = "Kernel path")]
     pub batching: Option<String>,
