@@ -292,8 +292,8 @@ impl Ground {
         Ok(proxy)
     }
 
-    /// Waits until the kernel carries all UDP legs of a stream, at least so many, and each has got media
-    /// there by its counter; `meanwhile` keeps media flowing. Nothing to wait for on loopback and on `user`.
+    /// Waits until the rung that was asked for carries all UDP legs of a stream, at least so many, and each has
+    /// got media there by its counter; `meanwhile` keeps media flowing. Nothing to wait for on loopback.
     ///
     /// # Errors
     /// It does not, with what `/v1/streams` says of them.
@@ -304,7 +304,7 @@ impl Ground {
         legs: usize,
         mut meanwhile: impl FnMut() -> Result<()>,
     ) -> Result<()> {
-        let Some(rung) = self.rung.filter(|rung| rung.is_kernel()) else { return Ok(()) };
+        let Some(rung) = self.rung else { return Ok(()) };
         let mut failed = None;
         let carried = wait_for(&format!("{legs} legs of {stream} on {}", rung.name()), PATIENCE, || {
             if let Err(error) = meanwhile() {

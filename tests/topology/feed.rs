@@ -112,10 +112,10 @@ pub(crate) fn record_on(ground: &Ground, proxy: &Proxy) -> Result<Feed> {
     ground.among_cameras(|| Feed::record(&ground.publish_url(proxy, "cam"), Transport::Udp))
 }
 
-/// Feeds until the kernel carries so many legs over UDP, if it is to: longer than a restart takes to be
+/// Feeds until the rung that was asked for carries so many legs over UDP: longer than a restart takes to be
 /// noticed, so that legs which have still to come back from there are not meant.
 pub(crate) fn until_carried(feed: &mut Feed, ground: &Ground, proxy: &Proxy, legs: usize) -> Result<()> {
-    if !ground.is_kernel() {
+    if ground.rung().is_none() {
         return Ok(());
     }
     for _ in 0..20 {
