@@ -1,6 +1,6 @@
 //! Whether the bursts of a source are to be merged where they come in, by how they have come for some seconds.
 //!
-//! Merging pays from bursts of four to eight packets on and costs a third more where packets come one by one, so
+//! Merging pays from bursts of eight to twelve packets on and costs more below (B3 in `docs/benchmarks.md`), so
 //! an interface is switched on at a mean of [`RISE`] packets and off below [`FALL`], each for [`HOLD`], and stays so for
 //! [`DWELL`]. The mean is over all packets of all flows of the interface: the cost of a packet follows the share of a
 //! burst that it has to bear.
@@ -15,9 +15,9 @@ use msm_fastpath::progress::Pace;
 use super::share::FlowId;
 
 /// Mean burst from which merging pays surely.
-const RISE: f64 = 8.0;
+const RISE: f64 = 12.0;
 /// Mean burst below which it surely does not.
-const FALL: f64 = 4.0;
+const FALL: f64 = 8.0;
 /// How long the mean must have been so.
 const HOLD: Duration = Duration::from_secs(3);
 /// An interface that was switched stays as it is for so long.
