@@ -192,7 +192,7 @@ fn table(shown: &[Shown]) -> Result<String> {
     text += "\n## Real programs: the interop selection\n\n\
              The figures are those of all viewers over UDP of the cell's source. The kernel's own counters know no \
              streams: they are judged once for all cells, as above. Viewers over TCP, and all viewers of a source on TCP, \
-             are the workers' on every rung; that is asserted by the reason that each leg gives.\n\n";
+             are the workers' on every rung; of those over UDP that is asserted by the reason that each gives.\n\n";
     heads(&mut text, "cell");
     let names: BTreeSet<&str> =
         shown.iter().filter(|one| one.suite == "interop").map(|one| one.test.as_str()).collect();
