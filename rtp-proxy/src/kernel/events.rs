@@ -121,29 +121,12 @@ impl Events {
         let known = self.names.leg(event.leg);
         let (leg, peer) = (known.is_none().then_some(event.leg), known.map(display));
         match kind {
-            EventKind::Started => {
-                debug!(
-                    event = name,
-                    name = stream,
-                    flow,
-                    peer,
-                    leg,
-                    seq,
-                    suppressed,
-                    "the kernel carries the leg"
-                );
-            }
-            EventKind::Stopped => {
-                debug!(
-                    event = name,
-                    name = stream,
-                    flow,
-                    peer,
-                    leg,
-                    seq,
-                    suppressed,
-                    "the kernel let the leg go"
-                );
+            EventKind::Started | EventKind::Stopped => {
+                let what = match kind {
+                    EventKind::Started => "the kernel carries the leg",
+                    _ => "the kernel let the leg go",
+                };
+                debug!(event = name, name = stream, flow, peer, leg, seq, suppressed, "{what}");
             }
             EventKind::NewSsrc => {
                 info!(event = name, name = stream, flow, source, %ssrc, seq, suppressed, "an SSRC that is not admitted");

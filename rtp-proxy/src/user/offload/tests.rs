@@ -43,10 +43,7 @@ fn a_tcp_leg_beside_gets_every_packet_from_the_worker() {
     world.settle();
     assert_eq!((world.rung(0), world.rung(2)), (Some(Rung::Tcx), None));
     assert_eq!(world.offload.rung(world.viewers[2].leg), Err(UserReason::Transport("interleaved TCP")));
-    for viewer in &world.viewers {
-        world.check(viewer);
-    }
-    world.check_statistics();
+    world.check_all();
 }
 
 #[test]
@@ -58,10 +55,7 @@ fn a_restarted_source_is_spliced_by_the_worker_and_its_legs_go_back() {
         world.settle();
         assert_eq!(world.rung(0), Some(Rung::Tcx));
     }
-    for viewer in &world.viewers {
-        world.check(viewer);
-    }
-    world.check_statistics();
+    world.check_all();
 }
 
 #[test]
@@ -107,10 +101,7 @@ fn an_ingress_that_goes_or_changes_takes_the_flow_along() {
     world.settle();
     world.settle();
     assert_eq!(world.rung(0), Some(Rung::Tcx));
-    for viewer in &world.viewers {
-        world.check(viewer);
-    }
-    world.check_statistics();
+    world.check_all();
 }
 
 #[test]
@@ -169,10 +160,7 @@ fn a_leg_that_is_paused_in_a_burst_goes_on_with_the_number_after_its_last() {
         }
         assert_eq!(world.rung(0), Some(Rung::Tcx), "round {round}");
     }
-    for viewer in &world.viewers {
-        world.check(viewer);
-    }
-    world.check_statistics();
+    world.check_all();
 }
 
 #[test]
@@ -208,10 +196,7 @@ fn what_is_handed_over_comes_back_first() {
     world.hand_over();
     assert!(world.model.flows.is_empty() && world.offload.is_idle());
     world.settle();
-    for viewer in &world.viewers {
-        world.check(viewer);
-    }
-    world.check_statistics();
+    world.check_all();
 }
 
 /// Everything at once, in an order that the seed decides.

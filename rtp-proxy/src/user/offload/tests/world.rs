@@ -501,6 +501,14 @@ impl World {
         self.reconcile();
     }
 
+    /// What every viewer got, and what was counted.
+    pub(crate) fn check_all(&self) {
+        for viewer in &self.viewers {
+            self.check(viewer);
+        }
+        self.check_statistics();
+    }
+
     /// Packets that came and were admitted, and what the statistics say of it.
     pub(crate) fn check_statistics(&self) {
         let came: u64 = self.arrived.values().map(|arrived| u64::from(arrived.times)).sum();
