@@ -103,6 +103,9 @@ fn describe(document: &Value) -> String {
             word(source, "peer"),
             legs.len(),
         );
+        if let Some(error) = stream.get("error").and_then(Value::as_str) {
+            let _ = writeln!(text, "  ! {error}");
+        }
         for leg in legs {
             let packets = leg.get("packets").and_then(Value::as_u64).unwrap_or(0);
             let _ = write!(
@@ -220,6 +223,16 @@ mod tests {
              \x20 > 10.0.0.7:4000          udp  tcx   active   9 packets\n\
              \x20 > 10.0.0.8:4000          tcp  user  active   8 packets, 1 dropped (queue_full)  (TCP needs the worker)\n"
         );
+    }
+
+    #[test]
+    fn a_camera_that_is_not_there_says_why() {
+        let document = serde_json::json!({"streams": [{"name": "yard", "state": "announced", "legs": [],
+            "error": "the camera cannot be reached: Connection refused",
+            "source": {"transport": null, "peer": null}}]});
+        assert!(describe(&document).ends_with(
+            "yard  announced  from - -  0 viewers\n  ! the camera cannot be reached: Connection refused\n"
+        ));
     }
 
     #[test]
