@@ -11,6 +11,7 @@
 #![expect(clippy::print_stdout, reason = "the report is the program's output")]
 
 mod kernel {
+    pub(crate) mod bursts;
     pub(crate) mod capacity;
     pub(crate) mod catalogue;
     pub(crate) mod course;
@@ -48,6 +49,7 @@ use kernel::results::Conditions;
 use kernel::rounds::Plan;
 use kernel::{figures, results};
 use msm_tests::bench::cpu::pin;
+use msm_tests::bench::setting::give_back;
 use msm_tests::bench::stats::Shuffle;
 use msm_tests::privilege::{Need, missing};
 
@@ -119,6 +121,9 @@ fn main() -> Result<()> {
     }
     if let Some(reason) = missing(Need::Kernel) {
         bail!("{reason}");
+    }
+    for done in give_back()? {
+        eprintln!("left by a benchmark that was killed: {done}");
     }
     open_files()?;
     pin(0)?;

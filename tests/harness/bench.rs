@@ -3,5 +3,6 @@
 
 pub mod cpu;
 pub mod rtsp;
+pub mod setting;
 pub mod sink;
 pub mod stats;

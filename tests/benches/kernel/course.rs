@@ -13,7 +13,7 @@ use super::generator::{Generator, Shape};
 use super::lane::{Lane, Leg, sink};
 use super::packet::{Edit, Expect};
 use super::path::Path;
-use super::rtpengine::Buffers;
+use super::rtpengine::buffers_of;
 use super::topology::{Kind, Topology};
 
 /// What is sent, and to how many.
@@ -204,7 +204,7 @@ impl Course {
         let at = SocketAddrV4::new(self.topology.uplink(Kind::Stack).host, port);
         let legs = self.legs(traffic, port, |_| Expect::Edit(Edit::NONE))?;
         let viewer = self.viewers(&legs).into_iter().next().context("socat has one viewer")?;
-        let _buffers = Buffers::of(8 << 20)?;
+        let _buffers = buffers_of(8 << 20)?;
         let args =
             ["-u".to_owned(), format!("UDP4-RECV:{port},bind={}", at.ip()), format!("UDP4-SENDTO:{viewer}")];
         let process = Pinned::start(Some(&self.topology.host), 0, FilePath::new("socat"), &args)?;

@@ -14,7 +14,7 @@ use super::catalogue::AUDIO;
 use super::course::{Course, Traffic};
 use super::generator::{Generator, Shape, now};
 use super::lane::{Lane, sink};
-use super::latency::Stamps;
+use super::latency::stamps_after_the_queue;
 use super::path::Path;
 use super::proxy::{Proxy, viewers};
 use super::report::{Outcome, Target};
@@ -30,7 +30,7 @@ const PORTS: usize = 16;
 
 /// Viewers come and go on a stream that four others watch, all of them in the kernel.
 pub(crate) fn whole_calls(course: &Course, seconds: f64, outcome: &mut Outcome) -> Result<()> {
-    let _stamps = Stamps::after_the_queue()?;
+    let _stamps = stamps_after_the_queue()?;
     let proxy = Proxy::start(course, "1", "tcx")?;
     let traffic = Traffic { shape: Shape::Single, size: AUDIO, legs: 4, merged: false, rate: Some(RATE) };
     let (_publisher, source, to) = proxy.publish("bench")?;

@@ -17,7 +17,7 @@ use super::generator::Generator;
 use super::packet::Expect;
 use super::path::Path;
 use super::tap::{Sums, Tap};
-use super::topology::{Overflows, Pod, Received, Topology};
+use super::topology::{Overflows, Pod, Received, Topology, waiting};
 
 /// Copies of one run that a sink keeps for inspection: about one in so many.
 const SAMPLE: u16 = 128;
@@ -279,12 +279,7 @@ impl Lane {
         while idle < 50 {
             let now = self.received(topology)?.since(before).datagrams(self.generator.size);
             if now >= expected {
-                // A device counts what enters the queue of a CPU; whoever works on that queue beside us may have
-                // some left.
-                if !self.threads.pids().is_empty() || self.legs.len() >= 64 {
-                    self.threads_rest();
-                }
-                return Ok(());
+                return self.rest();
             }
             idle = if now == last { idle + 1 } else { 0 };
             last = now;
@@ -293,16 +288,22 @@ impl Lane {
         Ok(())
     }
 
-    /// Waits until the kernel threads of this contender have nothing to do.
-    fn threads_rest(&self) {
-        let mut last = None;
-        for _ in 0..50 {
-            std::thread::sleep(QUIET);
-            let now = self.threads.cpu();
-            if last.replace(now) == Some(now) {
-                return;
+    /// Waits until what the devices have counted is in the sockets. A device counts what enters the queue of a CPU;
+    /// a NAPI thread leaves thousands of copies there, and ksoftirqd, which works them off then, gets its share of
+    /// the core and no more.
+    fn rest(&self) -> Result<()> {
+        let (mut last, mut empty) = (None, 0);
+        for _ in 0..REST {
+            empty = if waiting()? == 0 { empty + 1 } else { 0 };
+            let threads = self.threads.cpu();
+            // Twice: the last one may be on its way from the queue to its socket.
+            if empty >= 2 && (self.threads.pids().is_empty() || last == Some(threads)) {
+                return Ok(());
             }
+            last = Some(threads);
+            std::thread::sleep(SHORT);
         }
+        Ok(())
     }
 
     fn drops(&self) -> Result<u64> {
@@ -316,6 +317,9 @@ const GATE_STREAMS: usize = 10_000;
 const GATE: Duration = Duration::from_millis(150);
 /// Between two looks at what has arrived.
 const QUIET: Duration = Duration::from_millis(20);
+/// Between two looks at the queues of the CPUs, and how many at most: 10 s.
+const SHORT: Duration = Duration::from_millis(5);
+const REST: usize = 2_000;
 
 impl Leg {
     /// Reads and counts what waits.

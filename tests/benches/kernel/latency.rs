@@ -2,13 +2,14 @@
 //!
 //! The sender writes its clock into the payload; the viewer's socket stamps arrivals (`SO_TIMESTAMPNS`, same
 //! clock). Nobody is woken to read: packets wait in the socket until the run is over. Stamps are taken when a
-//! packet enters a device's receive path, not before the queue of a CPU: see [`Stamps`].
+//! packet enters a device's receive path, not before the queue of a CPU: see [`stamps_after_the_queue`].
 
 use std::io::IoSliceMut;
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use msm_tests::bench::setting::Setting;
 use msm_tests::bench::stats::{Shuffle, interval, median, quantile};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
@@ -32,22 +33,8 @@ const PREQUEUE: &str = "/proc/sys/net/core/netdev_tstamp_prequeue";
 
 /// Has arrivals stamped where the last device delivers them. By default the kernel stamps before the queue of
 /// the CPU; a redirect then clears the stamp, and the socket would be given the time at which it is read.
-/// The setting is the whole machine's and is put back.
-#[derive(Debug)]
-pub(crate) struct Stamps(String);
-
-impl Stamps {
-    pub(crate) fn after_the_queue() -> Result<Self> {
-        let before = std::fs::read_to_string(PREQUEUE).context(PREQUEUE)?;
-        std::fs::write(PREQUEUE, "0").context(PREQUEUE)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Stamps {
-    fn drop(&mut self) {
-        std::fs::write(PREQUEUE, self.0.trim()).ok();
-    }
+pub(crate) fn stamps_after_the_queue() -> Result<Setting> {
+    Setting::change(PREQUEUE, "0")
 }
 
 /// What B7 asks of a quantile.
@@ -152,7 +139,7 @@ fn measure(
     shuffle: &mut Shuffle,
     outcome: &mut Outcome,
 ) -> Result<Latencies> {
-    let _stamps = Stamps::after_the_queue()?;
+    let _stamps = stamps_after_the_queue()?;
     let mut fit = Vec::new();
     for mut lane in lanes.drain(..) {
         match lane.admit(topology) {

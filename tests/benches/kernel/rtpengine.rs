@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::bench::cpu::Pinned;
+use msm_tests::bench::setting::Setting;
 use msm_tests::privilege::find_program;
 use msm_tests::process::wait_for;
 
@@ -80,22 +81,9 @@ fn version() -> String {
 
 const DEFAULT_BUFFER: &str = "/proc/sys/net/core/rmem_default";
 
-/// The receive buffer that new sockets have: rtpengine asks for none, and every contender gets the same. The
-/// setting is the whole machine's and is put back.
-pub(crate) struct Buffers(String);
-
-impl Buffers {
-    pub(crate) fn of(bytes: usize) -> Result<Self> {
-        let before = std::fs::read_to_string(DEFAULT_BUFFER).context(DEFAULT_BUFFER)?;
-        std::fs::write(DEFAULT_BUFFER, bytes.to_string()).context(DEFAULT_BUFFER)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Buffers {
-    fn drop(&mut self) {
-        std::fs::write(DEFAULT_BUFFER, self.0.trim()).ok();
-    }
+/// The receive buffer that new sockets have: rtpengine asks for none, and every contender gets the same.
+pub(crate) fn buffers_of(bytes: usize) -> Result<Setting> {
+    Setting::change(DEFAULT_BUFFER, &bytes.to_string())
 }
 
 /// A lane through a daemon of its own on the generator's core.
@@ -126,7 +114,7 @@ pub(crate) fn streams(course: &Course, traffic: Traffic, streams: usize) -> Resu
         format!("--port-min={media}"),
         format!("--port-max={last}"),
     ];
-    let _buffers = Buffers::of(8 << 20)?;
+    let _buffers = buffers_of(8 << 20)?;
     let daemon = Pinned::start(Some(host), 0, FilePath::new("rtpengine"), &args)?;
     let socket = host.inside(|| UdpSocket::bind("127.0.0.1:0"))??;
     socket.connect(("127.0.0.1", control))?;

@@ -5,8 +5,9 @@ use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use msm_tests::bench::cpu::pin;
+use msm_tests::bench::setting::Setting;
 use msm_tests::bench::sink::Sink;
 use msm_tests::bench::stats::quantile;
 use msm_tests::process::wait_for;
@@ -19,30 +20,16 @@ use super::fast::{Fast, Joining, Mode};
 use super::generator::{Shape, now};
 use super::joins;
 use super::lane::sink;
-use super::latency::Stamps;
+use super::latency::stamps_after_the_queue;
 use super::report::{Basis, Outcome, Target};
 use super::rounds::case;
 use super::topology::Kind;
 
 const BACKLOG: &str = "/proc/sys/net/core/netdev_max_backlog";
 
-/// Room for the copies of one softirq: the legs times the packets of a poll. The setting is the whole
-/// machine's and is put back.
-#[derive(Debug)]
-pub(crate) struct Backlog(String);
-
-impl Backlog {
-    pub(crate) fn of(packets: u32) -> Result<Self> {
-        let before = std::fs::read_to_string(BACKLOG).context(BACKLOG)?;
-        std::fs::write(BACKLOG, packets.to_string()).context(BACKLOG)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Backlog {
-    fn drop(&mut self) {
-        std::fs::write(BACKLOG, self.0.trim()).ok();
-    }
+/// Room for the copies of one softirq: the legs times the packets of a poll.
+pub(crate) fn backlog_of(packets: u32) -> Result<Setting> {
+    Setting::change(BACKLOG, &packets.to_string())
 }
 
 /// Copies that one poll of a device may make here: 64 packets for 256 legs, twice over.
@@ -52,7 +39,7 @@ impl Run {
     /// B8: does the cost per copy stay what it is?
     pub(crate) fn b8(&mut self) -> Result<Outcome> {
         let mut outcome = Outcome::new("B8", "Scale");
-        let _backlog = Backlog::of(ROOM)?;
+        let _backlog = backlog_of(ROOM)?;
         let course = Course::open(&self.programs, 64, false)?;
         outcome.offloads = format!("{} netdev_max_backlog: {ROOM}.", course.topology.offloads()?);
         let mut fast = Fast::open(&course)?;
@@ -135,7 +122,7 @@ const CYCLE: Duration = Duration::from_millis(2);
 
 /// One viewer joins and leaves again and again while four others watch.
 fn joins(course: &Course, fast: &mut Fast, seconds: f64, outcome: &mut Outcome) -> Result<()> {
-    let _stamps = Stamps::after_the_queue()?;
+    let _stamps = stamps_after_the_queue()?;
     let traffic = Traffic { shape: Shape::Single, size: AUDIO, legs: 4, merged: false, rate: Some(RATE) };
     let mut lane = fast.lane(course, "others", Kind::Inline, Mode::PerLeg, traffic)?;
     lane.admit(&course.topology)?;

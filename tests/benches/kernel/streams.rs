@@ -19,7 +19,7 @@ use super::generator::Shape;
 use super::lane::Lane;
 use super::report::{Basis, Outcome, Target};
 use super::rounds::case;
-use super::scale::Backlog;
+use super::scale::backlog_of;
 use super::topology::{Kind, Topology};
 use super::{proxy, rtpengine};
 
@@ -73,7 +73,7 @@ impl Run {
     /// B17: streams per core, and a table full of them.
     pub(crate) fn b17(&mut self) -> Result<Outcome> {
         let mut outcome = Outcome::new("B17", "Streams per node");
-        let _backlog = Backlog::of(16_384)?;
+        let _backlog = backlog_of(16_384)?;
         for streams in [AUDIO_STREAMS, VIDEO_STREAMS, SUPER_STREAMS] {
             if let Err(reason) = self.carried(&streams, &mut outcome) {
                 outcome.skipped.push((streams.label.to_owned(), format!("{reason:#}")));

@@ -150,12 +150,21 @@ pub(crate) struct Overflows {
     cables: u64,
 }
 
+/// A column of `softnet_stat`, all CPUs together: hexadecimal, one line for each.
+fn softnet(column: usize) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/net/softnet_stat").context("softnet_stat")?;
+    let words = text.lines().filter_map(|line| line.split_ascii_whitespace().nth(column));
+    Ok(words.filter_map(|word| u64::from_str_radix(word, 16).ok()).sum())
+}
+
+/// Packets in the backlogs of the CPUs, which nobody has delivered yet.
+pub(crate) fn waiting() -> Result<u64> {
+    softnet(11)
+}
+
 impl Overflows {
     pub(crate) fn now(topology: &Topology) -> Result<Self> {
-        let softnet = std::fs::read_to_string("/proc/net/softnet_stat").context("softnet_stat")?;
-        // Per CPU, in hexadecimal: packets, drops, ...
-        let drops = softnet.lines().filter_map(|l| l.split(' ').nth(1));
-        let backlog = drops.filter_map(|word| u64::from_str_radix(word, 16).ok()).sum();
+        let backlog = softnet(1)?;
         let mut cables = 0;
         for node in [&topology.source, &topology.host] {
             let table = node.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
