@@ -21,6 +21,8 @@ use crate::viewer::built;
 pub struct Options {
     /// The binary; default [`program`].
     pub program: Option<PathBuf>,
+    /// What becomes the binary when it has done its part: `setpriv` and its arguments, for example.
+    pub through: Vec<String>,
     /// `--pull`: name and URL.
     pub pulls: Vec<(String, String)>,
     /// `--pull-transport`.
@@ -51,7 +53,8 @@ pub struct Proxy {
     admin: SocketAddr,
     node: Option<Node>,
     host: String,
-    binary: PathBuf,
+    /// The program and what it becomes the binary through.
+    command: Vec<String>,
     /// What it was started with.
     pub arguments: Vec<String>,
 }
@@ -111,11 +114,12 @@ impl Proxy {
             give("--handover", stage.scratch.join(format!("{name}.door")).display().to_string());
         }
         arguments.extend(options.flags.iter().cloned());
-        let launch = Launch::inside(name, stage.node, &binary.to_string_lossy()).args(&arguments);
-        let process = launch.start(stage.scratch)?;
+        let mut command = options.through.clone();
+        command.push(binary.to_string_lossy().into_owned());
+        let process = launch(stage, name, &command).args(&arguments).start(stage.scratch)?;
         let admin = SocketAddr::from(([127, 0, 0, 1], admin_port));
         let node = stage.node.cloned();
-        let mut proxy = Self { process, rtsp_port, admin, node, host, binary, arguments };
+        let mut proxy = Self { process, rtsp_port, admin, node, host, command, arguments };
         proxy.wait_until_ready()?;
         Ok(proxy)
     }
@@ -134,8 +138,7 @@ impl Proxy {
 
     /// What would take over from this one.
     pub fn next(&self, stage: Stage<'_>, name: &str) -> Launch {
-        let launch = Launch::inside(name, stage.node, &self.binary.to_string_lossy());
-        launch.args(&self.arguments).arg("--take-over")
+        launch(stage, name, &self.command).args(&self.arguments).arg("--take-over")
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
@@ -210,6 +213,12 @@ impl Proxy {
         ensure!(status.success(), "the proxy ended with {}:\n{}", describe(status), self.process.tail());
         Ok(())
     }
+}
+
+fn launch(stage: Stage<'_>, name: &str, command: &[String]) -> Launch {
+    let (program, through) =
+        command.split_first().map_or(("", command), |(first, rest)| (first.as_str(), rest));
+    Launch::inside(name, stage.node, program).args(through)
 }
 
 /// Body of a page of an admin port that the calling thread's network reaches; fails unless its status is 200.

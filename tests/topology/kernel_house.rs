@@ -41,10 +41,20 @@ impl House {
         viewers: &[Transport],
     ) -> Result<Option<Self>> {
         let Some(scene) = Scene::new(test)? else { return Ok(None) };
-        let scratch = Scratch::new("house")?;
-        let bpffs = scene.bpffs.path().display().to_string();
-        let flags = [&["--bpffs", &bpffs], flags].concat().into_iter().map(str::to_owned).collect();
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let options = Options { flags, ..Options::default() };
+        Self::build(scene, Scratch::new("house")?, family, options, viewers).map(Some)
+    }
+
+    /// In a scene that is there.
+    pub(crate) fn build(
+        scene: Scene,
+        scratch: Scratch,
+        family: usize,
+        mut options: Options,
+        viewers: &[Transport],
+    ) -> Result<Self> {
+        options.flags.extend(["--bpffs".to_owned(), scene.bpffs.path().display().to_string()]);
         let proxy = Proxy::start(Stage::inside(scratch.path(), &scene.node), "proxy", &options)?;
         let url = proxy.url_at(INPUT[family], "cam");
         let feed = scene.camera.inside(|| Feed::record(&url, Transport::Udp))??;
@@ -52,7 +62,7 @@ impl House {
         for transport in viewers {
             house.play(*transport)?;
         }
-        Ok(Some(house))
+        Ok(house)
     }
 
     /// Kills the proxy.

@@ -25,6 +25,7 @@ mod kernel_scene;
 mod kernel_selftest;
 mod kernel_sources;
 mod kernel_strangers;
+mod kernel_unprivileged;
 mod lip_sync;
 mod load;
 mod reports;

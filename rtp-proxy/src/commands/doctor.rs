@@ -7,7 +7,7 @@ use std::path::Path;
 use super::Outcome;
 use crate::kernel::counters;
 use crate::kernel::device;
-use crate::kernel::pins;
+use crate::kernel::pins::{self, Pins};
 use crate::kernel::privileges;
 use crate::kernel::probe::{self, Answer};
 
@@ -48,7 +48,9 @@ fn bad(what: impl Into<String>, fix: impl Into<String>) -> Check {
 /// Checks everything. Not well if something is missing without which media stays with the workers.
 pub fn run(bpffs: &Path) -> Outcome {
     let mut checks = vec![built(), privileged(), namespace(), memlock(), bpf_file_system(bpffs)];
-    checks.extend(programs());
+    if checks.iter().all(|check| check.mark != Mark::Bad) {
+        checks.extend(programs());
+    }
     checks.extend([batching(), jit(), receive_buffer(), backlog()].into_iter().flatten());
     checks.extend(left_behind(bpffs));
     let mut text = String::new();
@@ -88,16 +90,13 @@ fn built() -> Check {
 }
 
 fn privileged() -> Check {
-    let lacking = privileges::missing_names();
-    if lacking.is_empty() {
-        return good("CAP_BPF and CAP_NET_ADMIN");
-    }
+    let user = privileges::user();
+    let Some(lacking) = privileges::missing_names() else {
+        return good(format!("{user} has {}", privileges::needed()));
+    };
     let program =
         std::env::current_exe().map_or_else(|_| "rtp-proxy".to_owned(), |path| path.display().to_string());
-    bad(
-        format!("{} missing", lacking.join(" and ")),
-        format!("sudo setcap cap_bpf,cap_net_admin+ep {program}, or run as root"),
-    )
+    bad(format!("{user} lacks {lacking}"), privileges::how_to_get(&program))
 }
 
 fn namespace() -> Check {
@@ -135,15 +134,20 @@ fn version(release: &str) -> (u32, u32) {
 
 fn bpf_file_system(path: &Path) -> Check {
     let shown = path.display();
-    if pins::is_bpffs(path) {
-        return good(format!("bpffs at {shown}: forwarding goes on while the proxy restarts"));
-    }
-    if privileges::may_mount() {
-        return good(format!("no bpffs at {shown} yet: the proxy mounts one"));
-    }
+    let there = pins::is_bpffs(path);
+    let why = match Pins::plan(path, "", "").may_make(path) {
+        Ok(()) if there => {
+            return good(format!("bpffs at {shown}: forwarding goes on while the proxy restarts"));
+        }
+        Ok(()) => return good(format!("no bpffs at {shown} yet: the proxy mounts one")),
+        Err(why) => why,
+    };
+    let user = privileges::user();
+    let mount = if there { String::new() } else { format!("sudo mount -t bpf bpf {shown} && ") };
     warn(
-        format!("no bpffs at {shown}: forwarding ends with the proxy, and there is no tc rung"),
-        format!("sudo mount -t bpf bpf {shown}"),
+        format!("{why}: forwarding ends with the proxy, and there is no tc rung"),
+        // Everybody's pins lie there; what is in it has modes of its own.
+        format!("{mount}sudo chmod a+x {shown} && sudo install -d -o {user} {shown}/{}", pins::FOLDER),
     )
 }
 
@@ -151,9 +155,6 @@ fn bpf_file_system(path: &Path) -> Check {
 fn programs() -> Vec<Check> {
     let report = match probe::run() {
         Ok(report) => report,
-        Err(why) if privileges::missing().is_some() => {
-            return vec![Check { mark: Mark::Bad, what: format!("programs not tried: {why}"), fix: None }];
-        }
         Err(why) => {
             return vec![bad(
                 format!("the kernel refuses the programs: {why}"),
@@ -171,14 +172,16 @@ fn programs() -> Vec<Check> {
             format!("neither TCX ({tcx}) nor tc ({tc})"),
             "Linux 6.6, or a kernel with CONFIG_NET_CLS_BPF",
         ),
-        (Answer::Refused(why), Answer::NotTried) => {
-            warn(format!("no TCX ({why}); tc was not tried"), "run as root to have it tried")
+        (Answer::Known, _) => good("TCX is there; attaching was not tried, for that takes root"),
+        (Answer::Refused(why), _) => {
+            warn(format!("no TCX ({why}); tc was not tried"), "sudo rtp-proxy doctor tries it")
         }
-        (Answer::NotTried, _) => warn("hooks were not tried", "run as root to have them tried"),
+        (Answer::NotTried, _) => warn("TCX and tc were not tried", "sudo rtp-proxy doctor tries them"),
     });
     let rung = match (&report.tcx, &report.tc) {
-        (Answer::Works, _) => "tcx",
+        (Answer::Works | Answer::Known, _) => "tcx",
         (_, Answer::Works) => "tc",
+        (_, Answer::NotTried) => "not tried",
         _ => "user",
     };
     for interface in &report.interfaces {
@@ -189,9 +192,9 @@ fn programs() -> Vec<Check> {
                     1 => ", behind a program of others".to_owned(),
                     more => format!(", behind {more} programs of others"),
                 };
-                good(format!("{}: {rung}{others}", interface.name))
+                good(format!("media that comes in by {}: {rung}{others}", interface.name))
             }
-            Some(why) => good(format!("{}: user ({why})", interface.name)),
+            Some(why) => good(format!("media that comes in by {}: user ({why})", interface.name)),
         });
     }
     checks
@@ -206,7 +209,7 @@ fn batching() -> Option<Check> {
         None => good("bursts of sources behind a veth can be merged"),
         Some(why) => warn(
             format!("bursts of sources behind a veth are not merged: {why}"),
-            "Linux 5.12 or later, root or CAP_DAC_OVERRIDE, and a writable /sys",
+            "Linux 5.12 or later, a writable /sys, and root or cap_dac_override beside the other capabilities",
         ),
     })
 }
@@ -218,6 +221,9 @@ fn jit() -> Option<Check> {
 
 fn receive_buffer() -> Option<Check> {
     let max = read("/proc/sys/net/core/rmem_max")?;
+    if privileges::may_force_buffers() {
+        return Some(good(format!("net.core.rmem_max {max}, which does not bind the workers' sockets")));
+    }
     Some(if max >= RECEIVE_BUFFER {
         good(format!("net.core.rmem_max {max}"))
     } else {

@@ -92,7 +92,10 @@ impl Held {
         } else if self.lock.is_none() && self.pins.has_all(&name::ALL) != Some(false) {
             Pinning::No("the proxy before this one has its pins there".to_owned())
         } else if settings.instance.is_some() || settings.max_rung == Rung::Tc {
-            Pinning::Planned(self.pins.clone(), settings.bpffs.clone())
+            match self.pins.may_make(&settings.bpffs) {
+                Ok(()) => Pinning::Planned(self.pins.clone(), settings.bpffs.clone()),
+                Err(why) => Pinning::No(format!("{why}; rtp-proxy doctor says what to do")),
+            }
         } else {
             Pinning::No("media ports of the system's choice are no name to find it by again".to_owned())
         }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -25,17 +25,19 @@ use std::{fs, io};
 use msm_fastpath::abi::LAYOUTS;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::unistd::Uid;
 
 use super::device::Receive;
 use super::hop::Rung;
 use super::object::detach_link;
+use super::privileges;
 
 /// Where bpffs usually is.
 pub const BPFFS: &str = "/sys/fs/bpf";
 /// Raised when entries of the same layout mean something else.
 const REVISION: u32 = 1;
 /// Our folder there.
-const FOLDER: &str = "msm";
+pub const FOLDER: &str = "msm";
 const NETNS: &str = "netns";
 pub(super) const LINK: &str = "link-";
 const RECORD: &str = "interface-";
@@ -44,7 +46,7 @@ const RECORD: &str = "interface-";
 #[derive(Debug, thiserror::Error)]
 pub enum PinsError {
     /// There is no bpffs, and none can be mounted.
-    #[error("no bpffs at {path} and mounting it failed ({source}); run: mount -t bpf bpf {path}")]
+    #[error("no bpffs at {path} and mounting it failed ({source}); run: sudo mount -t bpf bpf {path}")]
     NoBpffs {
         /// Where it was expected.
         path: PathBuf,
@@ -203,6 +205,27 @@ impl Pins {
         Self { path: bpffs.join(FOLDER).join(netns()).join(instance).join(abi) }
     }
 
+    /// Whether [`Pins::make`] may do what it does. Nothing is made.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn may_make(&self, bpffs: &Path) -> Result<(), String> {
+        let shown = bpffs.display();
+        if !is_bpffs(bpffs) {
+            let mounts = privileges::may_mount().then_some(());
+            return mounts.ok_or_else(|| format!("no BPF file system at {shown}"));
+        }
+        // Whoever may not look into a directory takes what is in it for missing, and is stopped there too.
+        let nearest = self.path.ancestors().find(|directory| directory.is_dir());
+        match nearest.filter(|directory| !privileges::may_write(directory)) {
+            None => Ok(()),
+            Some(directory) => {
+                let (user, directory) = (privileges::user(), directory.display());
+                Err(format!("{user} may not write to {directory}"))
+            }
+        }
+    }
+
     /// Makes the directory, and bpffs around it where there is none and that is allowed.
     ///
     /// # Errors
@@ -307,8 +330,16 @@ impl Pins {
         let Some(instance) = self.path.parent() else { return Ok(()) };
         if names(instance) == [NETNS] {
             fs::remove_file(instance.join(NETNS)).ok();
-            // Each only if it is empty; what is not ours stays.
-            instance.ancestors().take(3).all(|directory| fs::remove_dir(directory).is_ok());
+            // Each only if it is empty; what is not ours stays, and so does the folder that root made for a user.
+            let ours = |directory: &Path| {
+                let is_folder = directory.file_name().is_some_and(|name| name == FOLDER);
+                let owner = fs::metadata(directory).map(|metadata| metadata.uid());
+                !is_folder || owner.is_ok_and(|owner| owner == Uid::effective().as_raw())
+            };
+            instance
+                .ancestors()
+                .take(3)
+                .all(|directory| ours(directory) && fs::remove_dir(directory).is_ok());
         }
         Ok(())
     }
@@ -346,7 +377,8 @@ fn found_in(namespace: &Path) -> Vec<Found> {
     found
 }
 
-/// Instances whose network namespace is gone: nothing can be attached there any more.
+/// Instances whose network namespace is gone: nothing can be attached there any more. None where we cannot see
+/// every process: what looks gone may be alive.
 pub fn orphans(bpffs: &Path) -> Vec<Found> {
     let folder = bpffs.join(FOLDER);
     let ours = netns();
@@ -356,7 +388,7 @@ pub fn orphans(bpffs: &Path) -> Vec<Found> {
         for of_instance in found_in(&folder.join(&namespace)) {
             let named = folder.join(&namespace).join(&of_instance.instance).join(NETNS);
             let Ok(inode) = fs::read_link(named) else { continue };
-            let alive = alive.get_or_insert_with(namespaces);
+            let Some(alive) = alive.get_or_insert_with(namespaces) else { return Vec::new() };
             if !alive.contains(&inode.display().to_string()) {
                 found.push(of_instance);
             }
@@ -365,8 +397,11 @@ pub fn orphans(bpffs: &Path) -> Vec<Found> {
     found
 }
 
-/// Inodes of the network namespaces that a process is in or that are mounted, as far as we may see them.
-fn namespaces() -> Vec<String> {
+/// Inodes of the network namespaces that a process is in or that are mounted. `None` if we may not see all of them.
+fn namespaces() -> Option<Vec<String>> {
+    if !privileges::may_see_processes() {
+        return None;
+    }
     let processes = names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok());
     let mut inodes: Vec<String> = processes
         .filter_map(|process| fs::read_link(format!("/proc/{process}/ns/net")).ok())
@@ -376,7 +411,7 @@ fn namespaces() -> Vec<String> {
     inodes.extend(mounts.split_whitespace().filter(|word| word.starts_with("net:[")).map(str::to_owned));
     inodes.sort_unstable();
     inodes.dedup();
-    inodes
+    Some(inodes)
 }
 
 fn names(directory: &Path) -> Vec<String> {

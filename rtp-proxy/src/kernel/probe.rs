@@ -18,6 +18,8 @@ pub enum Answer {
     Works,
     /// It did not.
     Refused(String),
+    /// The kernel knows it, but there was no place to try it.
+    Known,
     /// There was no place to try it.
     NotTried,
 }
@@ -62,7 +64,7 @@ pub fn run() -> Result<Report, String> {
         // Namespaces belong to threads: this one is made for it and ends with it.
         let tried = scope.spawn(|| {
             if unshare(CloneFlags::CLONE_NEWNET).is_err() {
-                return (Answer::NotTried, Answer::NotTried);
+                return (known(), Answer::NotTried);
             }
             hooks(&mut kernel)
         });
@@ -72,6 +74,14 @@ pub fn run() -> Result<Report, String> {
 }
 
 const LOOPBACK: &str = "lo";
+
+/// A kernel without the hook refuses the question what hangs there.
+fn known() -> Answer {
+    match SchedClassifier::query_tcx(LOOPBACK, TcAttachType::Ingress) {
+        Ok(_) => Answer::Known,
+        Err(error) => Answer::Refused(words(&error)),
+    }
+}
 
 fn hooks(kernel: &mut Kernel) -> (Answer, Answer) {
     let Ok(program) = kernel.tcx_mut() else { return (Answer::NotTried, Answer::NotTried) };

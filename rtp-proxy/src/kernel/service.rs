@@ -174,7 +174,12 @@ impl Prepared {
         let ring = Ring::open(&kernel).map_err(|error| refused(&error))?;
         let adopted = left.len();
         let pinning = held.pinning(settings);
-        let pinned = if let Pinning::No(_) = &pinning { None } else { Some(held.pins.path().to_owned()) };
+        let pinned = if let Pinning::No(why) = &pinning {
+            info!(event = "kernel.unpinned", reason = why, "forwarding will end with this process");
+            None
+        } else {
+            Some(held.pins.path().to_owned())
+        };
         let mut ladder = Ladder::new(kernel, pinning, settings.max_rung, tc_handle(&held.instance));
         let taken_over = ladder.adopt();
         ladder.pin_program();
