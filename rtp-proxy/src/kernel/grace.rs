@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use msm_fastpath::{FlowKey, PortKey};
+use msm_fastpath::FlowKey;
 use tracing::warn;
 
 use super::share::{AdoptedFlow, Left};
@@ -23,17 +23,21 @@ pub(super) struct Grace {
 impl Grace {
     /// Removes what nobody claimed. Returns it.
     pub(super) fn end(mut self) -> (Vec<(FlowKey, AdoptedFlow)>, Vec<Extent>) {
-        let flows = self.left.take();
-        for (key, _) in &flows {
-            if let Err(error) = self.table.remove_flow(key) {
+        let Self { left, table, ports_written, extents, .. } = &mut self;
+        let flows = left.end(|key| match table.remove_flow(key) {
+            Ok(()) => true,
+            Err(error) => {
                 warn!(event = "kernel.unclaimed", reason = %error, "a flow that nobody claimed stays");
+                false
+            }
+        });
+        for key in table.port_keys() {
+            // Held, so that no worker closes the port between look and removal.
+            let written = ports_written.lock().unwrap_or_else(PoisonError::into_inner);
+            if !written.contains(&port_id(&key)) {
+                table.put_port(&key, None).ok();
             }
         }
-        let written = self.ports_written.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let unused = |key: &PortKey| !written.contains(&port_id(key));
-        for key in self.table.port_keys().into_iter().filter(unused) {
-            self.table.put_port(&key, None).ok();
-        }
-        (flows, self.extents)
+        (flows, std::mem::take(extents))
     }
 }

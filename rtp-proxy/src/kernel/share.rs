@@ -107,14 +107,19 @@ impl Left {
         self.book().flows.remove(&flow_id(key)).map(|(_, flow)| flow)
     }
 
-    /// Everything that nobody claimed.
-    pub(super) fn take(&self) -> Vec<(FlowKey, AdoptedFlow)> {
-        let mut book = self.book();
-        let flows: Vec<_> = std::mem::take(&mut book.flows).into_values().collect();
-        for (_, flow) in &flows {
-            book.forget_viewers(flow);
+    /// Ends everything that nobody claimed: `remove` takes a flow out of the kernel and says whether it is gone.
+    /// Whoever claims a flow meanwhile gets it whole, or finds that it is gone; a worker waits no longer than for one.
+    /// Returns the flows whose indices are nobody's any more.
+    pub(super) fn end(&self, mut remove: impl FnMut(&FlowKey) -> bool) -> Vec<(FlowKey, AdoptedFlow)> {
+        let mut ended = Vec::new();
+        loop {
+            let mut book = self.book();
+            let Some((_, (key, flow))) = book.flows.pop_first() else { return ended };
+            book.forget_viewers(&flow);
+            if remove(&key) {
+                ended.push((key, flow));
+            }
         }
-        flows
     }
 
     /// Takes the indices in use out of a worker's.
@@ -201,7 +206,7 @@ impl<T: Table> Share<T> {
     /// Ends a flow that was claimed: it is forwarded no more, and its indices are free after their rest.
     ///
     /// # Errors
-    /// If the kernel does not let go of it.
+    /// If the kernel does not let go of it; then nobody gets its indices.
     pub fn end_claimed(
         &mut self,
         key: &FlowKey,
@@ -213,13 +218,16 @@ impl<T: Table> Share<T> {
         self.left.book().forget_viewers(flow);
         for id in flow.ids() {
             let _ = self.table.put_gate(id, Gate::Disabled.into());
+        }
+        removed?;
+        for id in flow.ids() {
             self.slots.give_id(tenant, id, now);
         }
         if let Some(range) = flow.range {
             self.slots.give_slots(tenant, range, now);
         }
         self.slots.give_flow(tenant, flow.entry.stats, now);
-        removed
+        Ok(())
     }
 
     /// Takes over a flow that an earlier process published: it forwards on, and its indices are this
@@ -270,3 +278,6 @@ pub(super) fn returned(flows: &[(FlowKey, AdoptedFlow)], extents: &[Extent]) -> 
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

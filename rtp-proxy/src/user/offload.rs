@@ -55,7 +55,8 @@ const DISTRUST: Duration = Duration::from_secs(10);
 const STEADY_PACKETS: u64 = 8;
 /// A source that is silent for so long may have begun to send in another way.
 const QUIET: Duration = Duration::from_secs(1);
-/// Batches in a row that brought what the program has not seen, although the flow is there.
+/// Batches in a row that brought what the program has not seen, although the flow is there: they come in where no
+/// program of ours hangs, or it is not asked.
 const BYPASSED: u32 = 3;
 
 /// The kernel as one worker sees it.
@@ -147,13 +148,13 @@ impl Offload {
         self.flow.is_none() && self.legs.iter().all(|leg| leg.place == Place::User)
     }
 
-    /// Whether everything that the source sends finds its flow, as far as can be seen: the program sees its packets,
-    /// and has seen one lately.
+    /// Whether everything that the source sends finds its flow, as far as can be seen: the program has seen a packet of
+    /// it lately, and nothing came up past the program.
     pub(crate) fn is_certain(&self, now: Instant) -> bool {
-        let lately = |at: Instant| now.saturating_duration_since(at) < QUIET;
+        let lately = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
         self.flow
             .as_ref()
-            .is_some_and(|flow| flow.met && flow.bypassed == 0 && flow.arrived.is_some_and(lately))
+            .is_some_and(|flow| flow.met && lately(flow.arrived) && !lately(flow.strayed_at))
     }
 
     /// When [`Self::step`] has something to do, if that is soon.
@@ -332,4 +333,4 @@ impl Offload {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,6 +12,14 @@ use super::leg::Place;
 use super::{BACKOFF, BYPASSED, DISTRUST, GRACE, Kernel, Offload, wire};
 use crate::kernel::hop::UserReason;
 
+/// What of a batch the program has not seen.
+#[derive(Debug, Default)]
+struct Unseen {
+    any: bool,
+    /// Something with a higher number than the program has seen.
+    ahead: bool,
+}
+
 impl Offload {
     /// To be called with a batch in hand, before the input judges it.
     pub(crate) fn before_batch(&mut self, kernel: &mut Kernel<'_>, media: &mut TrackInput) {
@@ -32,6 +40,8 @@ impl Offload {
         }
         let run = self.run;
         let unseen = self.mark(batch);
+        // Whoever arms has read all that came before the flow was there.
+        let awaited = self.legs.iter().any(|leg| leg.place == Place::Arming);
         let arrivals = batch.arrivals();
         let is_over = batch.after().is_some_and(|after| after.run != run);
         let first = |from: u64| {
@@ -73,30 +83,34 @@ impl Offload {
             }
         }
         if let Some(flow) = &mut self.flow {
-            flow.bypassed = if unseen && flow.met { flow.bypassed + 1 } else { 0 };
+            let strayed = unseen.ahead && (flow.met || awaited);
+            flow.bypassed = if strayed { flow.bypassed + 1 } else { 0 };
+            if unseen.any {
+                flow.strayed_at = Some(now);
+            }
         }
         if is_over {
             self.end_run(now, kernel);
         }
     }
 
-    /// Marks what came up in a way that the program did not count: it was not forwarded. Returns whether
-    /// something is ahead of what the program has seen.
-    fn mark(&self, batch: &mut Batch) -> bool {
+    /// Marks what came up in a way that the program did not count: it was not forwarded.
+    fn mark(&self, batch: &mut Batch) -> Unseen {
         let (highest, window) = self.seen;
-        let mut ahead = false;
+        let mut unseen = Unseen::default();
         for index in 0..batch.arrivals().len() {
             let Some(arrival) = batch.arrivals().get(index).filter(|arrival| arrival.run == self.run) else {
                 continue;
             };
             let behind = highest.checked_sub(arrival.ext);
-            ahead |= behind.is_none();
+            unseen.ahead |= behind.is_none();
             // Further back nobody knows; it was before the last 64 packets.
             if behind.is_none_or(|behind| behind < 64 && window & (1 << behind) == 0) {
                 batch.mark_only_here(index);
+                unseen.any = true;
             }
         }
-        ahead
+        unseen
     }
 
     /// Whether a batch is in hand that is not all the worker's.

@@ -41,7 +41,10 @@ pub(super) struct Flow {
     pub(super) hold_until: Instant,
     /// A gate has opened: the program sees the packets.
     pub(super) met: bool,
+    /// Batches in a row with what the program should have seen first.
     pub(super) bypassed: u32,
+    /// When something came up last that the program had not seen.
+    pub(super) strayed_at: Option<Instant>,
     /// Everything that came before this moment has been read.
     pub(super) emptied_at: Option<Instant>,
     /// When the program saw a packet last, as of the last look.
@@ -85,6 +88,7 @@ impl Offload {
             hold_until: now + HOLD,
             met: false,
             bypassed: 0,
+            strayed_at: None,
             emptied_at: None,
             arrived: None,
         });

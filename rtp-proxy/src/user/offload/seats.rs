@@ -102,9 +102,11 @@ impl Seats {
             }
         }
         let old = std::mem::replace(&mut self.range, range);
-        if let Some(older) = self.left.replace(old) {
-            // It was never published.
-            slots.give_slots(tenant, older, now);
+        if self.left.is_some() {
+            // The published one is left already; this one was never published.
+            slots.give_slots(tenant, old, now);
+        } else {
+            self.left = Some(old);
         }
         Ok(())
     }

@@ -202,16 +202,17 @@ impl Offload {
     fn withdraw(&mut self, kernel: &mut Kernel<'_>) -> Option<Elsewhere> {
         let flow = self.flow.as_ref()?;
         if let Err(error) = kernel.table.remove_flow(&flow.source.key()) {
-            tracing::warn!(event = "kernel.flow", %error, "a flow stays in the kernel");
+            tracing::warn!(event = "kernel.flow", name = self.tenant, %error, "a flow may stay in the kernel");
         }
         let stats = kernel.table.flow_stats(flow.stats).unwrap_or(FlowStats::ZERO);
         Some(wire::progress_of(&stats, &kernel.epoch))
     }
 
-    /// Gives everything back; no entry names it any more.
+    /// Gives everything back; no entry names it any more. Should the kernel not let go of the entry, nobody else gets
+    /// what it names, for it would send to them.
     fn close(&mut self, now: Instant, kernel: &mut Kernel<'_>) {
         let Some(flow) = self.flow.take() else { return };
-        let _ = kernel.table.remove_flow(&flow.source.key());
+        let removed = kernel.table.remove_flow(&flow.source.key()).is_ok();
         for leg in &mut self.legs {
             leg.settle_stop(now, &flow, kernel, true);
             leg.count(&flow, kernel);
@@ -221,8 +222,10 @@ impl Offload {
             }
             leg.written = None;
         }
-        flow.seats.give_back(&self.tenant, kernel.slots, now);
-        kernel.slots.give_flow(&self.tenant, flow.stats, now);
+        if removed {
+            flow.seats.give_back(&self.tenant, kernel.slots, now);
+            kernel.slots.give_flow(&self.tenant, flow.stats, now);
+        }
         self.due = None;
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-mod model;
+pub(crate) mod model;
 mod world;
 
 use world::World;
@@ -86,6 +86,58 @@ fn a_program_that_stops_seeing_packets_loses_its_legs() {
         world.check(viewer);
     }
     assert!(world.model.flows.is_empty());
+}
+
+#[test]
+fn a_program_that_never_sees_a_packet_is_given_up_and_that_is_said() {
+    let mut world = World::new(5);
+    world.model.detached = true;
+    world.send(5);
+    world.work();
+    world.join(false);
+    world.settle();
+    let rung = world.offload.rung(world.viewers[0].leg);
+    assert!(matches!(rung, Err(UserReason::Interface { .. })), "{rung:?}");
+    assert!(world.model.flows.is_empty());
+    world.check_all();
+}
+
+#[test]
+fn a_flow_that_the_kernel_does_not_let_go_of_keeps_its_indices_to_itself() {
+    let mut world = steady(13, 3);
+    let stats = world.model.flows.values().next().unwrap().stats;
+    world.model.sticky = true;
+    world.leave(2);
+    world.leave(1);
+    world.leave(0);
+    world.pass_time(10_000_000);
+    let rest = world.rest();
+    assert!(!rest.contains(&stats), "{stats} is given to others: {rest:?}");
+}
+
+#[test]
+fn a_source_that_comes_in_by_another_way_too_is_not_certain() {
+    let mut world = steady(14, 1);
+    world.join(true);
+    world.settle();
+    assert!(world.offload.is_certain(world.now));
+    // Every packet but each fourth passes the program, which copies it for the viewer over TCP.
+    for number in 0..43 {
+        world.model.detached = number % 4 == 0;
+        world.send(1);
+        while world.has_work() {
+            world.work();
+        }
+        world.pass_time(20_000);
+        world.tick();
+    }
+    world.reconcile();
+    assert!(!world.offload.is_certain(world.now));
+    world.model.detached = false;
+    world.settle();
+    world.settle();
+    assert!(world.offload.is_certain(world.now), "that was long ago");
+    world.check_all();
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Model {
     pub(crate) raced: (Vec<Copy>, Vec<Vec<u8>>),
     /// Writes to fail from now on.
     pub(crate) broken: bool,
+    /// Flows stay, whoever removes them.
+    pub(crate) sticky: bool,
     /// The program is not attached any more.
     pub(crate) detached: bool,
 }
@@ -58,6 +60,9 @@ impl Table for Model {
         Ok(())
     }
     fn remove_flow(&mut self, key: &FlowKey) -> Result<(), TableError> {
+        if self.sticky {
+            return Err(refused());
+        }
         self.flows.remove(&bytes(key));
         Ok(())
     }

@@ -501,6 +501,12 @@ impl World {
         self.reconcile();
     }
 
+    /// Indices of flow statistics that others would be given now.
+    pub(crate) fn rest(&mut self) -> Vec<u32> {
+        let now = self.now;
+        std::iter::from_fn(|| self.slots.take_flow("others", now).ok()).collect()
+    }
+
     /// What every viewer got, and what was counted.
     pub(crate) fn check_all(&self) {
         for viewer in &self.viewers {
