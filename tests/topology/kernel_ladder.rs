@@ -7,7 +7,9 @@ use msm_fastpath::limits::COUNT_NOT_OURS;
 use rtp_proxy::kernel::OBJECT;
 use rtp_proxy::kernel::counters::Reader;
 use rtp_proxy::kernel::hop::{Rung, UserReason, Want, Way};
+use rtp_proxy::kernel::ladder::{Ladder, Pinning, tc_handle};
 use rtp_proxy::kernel::load::{Capacity, Kernel};
+use rtp_proxy::kernel::pins::{self, Pins};
 use rtp_proxy::kernel::service::Settings;
 use rtp_proxy::kernel::table::Table as _;
 
@@ -144,6 +146,53 @@ fn an_interface_that_vanishes_is_told_and_one_that_appears_later_is_used() -> Re
     traffic.end()?;
     assert!(held.share.table.leg_stats(flow.id)?.packets >= 50);
     held.path.stop(false);
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_is_renamed_keeps_its_program_and_is_left_clean() -> Result<()> {
+    let test = "an_interface_that_is_renamed_keeps_its_program_and_is_left_clean";
+    let Some(mut scene) = Scene::new(test)? else { return Ok(()) };
+    let settings = Settings { max_rung: Rung::Tc, ..scene.settings() };
+    let mut held = scene.start(&settings)?;
+    assert_eq!(held.ingress()?.rung, Rung::Tc);
+    held.forward(PORT)?;
+    scene.rename("door")?;
+    held.until(from_camera(), |way| {
+        matches!(way, Way::Ingress(Ok(ingress)) if ingress.interface == "door").then_some(())
+    })?;
+    // And once more while nobody is there to see it.
+    held.path.stop(true);
+    scene.rename("gate")?;
+    let mut held = scene.start(&settings)?;
+    let ingress = held.ingress()?;
+    assert_eq!((ingress.interface.as_str(), ingress.rung), ("gate", Rung::Tc));
+    assert_eq!(scene.filters()?.matches("handle 0x").count(), 1, "{}", scene.filters()?);
+    scene.rename("well")?;
+    held.path.stop(false);
+    assert_eq!(scene.filters()?.matches("handle 0x").count(), 0, "{}", scene.filters()?);
+    assert!(!scene.qdiscs()?.contains("clsact"), "it was ours: {}", scene.qdiscs()?);
+    Ok(())
+}
+
+#[test]
+fn a_rung_that_fails_half_way_leaves_nothing_on_the_interface() -> Result<()> {
+    let Some(scene) = Scene::new("a_rung_that_fails_half_way_leaves_nothing_on_the_interface")? else {
+        return Ok(());
+    };
+    let small = Capacity { flows: 1, legs: 1, ports: 1 };
+    let kernel = Kernel::load_with(OBJECT, small, None)?;
+    scene.node.inside(|| {
+        let bpffs = scene.bpffs.path();
+        let pins = Pins::plan(&bpffs, "half", &pins::abi());
+        let planned = Pinning::Planned(pins, bpffs.to_owned());
+        let mut ladder = Ladder::new(kernel, planned, Rung::Tc, tc_handle("half"));
+        // Its name has been given to another interface in between.
+        let refused = ladder.attach(u32::MAX >> 1, &scene.inner, Rung::Tcx);
+        assert!(refused.is_err(), "{refused:?}");
+        assert_eq!(ladder.remove(), Vec::<String>::new());
+    })?;
+    assert!(!scene.qdiscs()?.contains("clsact"), "{}", scene.qdiscs()?);
     Ok(())
 }
 

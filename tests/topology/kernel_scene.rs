@@ -113,6 +113,15 @@ impl Scene {
         Ok(Held::new(path, ends))
     }
 
+    /// Gives the camera's interface another name.
+    pub(crate) fn rename(&mut self, name: &str) -> Result<()> {
+        self.node.ip(&["link", "set", &self.inner, "down"])?;
+        self.node.ip(&["link", "set", &self.inner, "name", name])?;
+        self.node.ip(&["link", "set", name, "up"])?;
+        name.clone_into(&mut self.inner);
+        Ok(())
+    }
+
     /// Where the one instance of the test is pinned, `None` if it is not.
     pub(crate) fn pins(&self) -> Option<PathBuf> {
         pins_in(&self.bpffs.path())

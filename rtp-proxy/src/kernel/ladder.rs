@@ -19,6 +19,7 @@ use super::netlink::Requests;
 use super::object::{detach_link, link_interface};
 use super::pins::{Pins, Record};
 use super::tables::name;
+use super::undo::{name_of, remove_filter};
 
 mod merging;
 
@@ -39,7 +40,7 @@ pub fn tc_handle(instance: &str) -> TcHandle {
 /// The program on one interface.
 #[derive(Debug)]
 pub struct Attached {
-    /// Name of the interface when it was attached.
+    /// Name of the interface as it was heard of last.
     pub name: String,
     /// How.
     pub rung: Rung,
@@ -157,16 +158,18 @@ impl Ladder {
             }
         }
         for (ifindex, record) in records.into_iter().filter(|(_, record)| record.rung == Rung::Tc) {
-            if if_nametoindex(record.name.as_str()) != Ok(ifindex) {
+            let Some(name) = name_of(ifindex) else {
                 pins.remove_record(ifindex);
                 adopted.dropped.push((ifindex, format!("{} is gone", record.name)));
                 continue;
-            }
-            match self.attach_filter(&record.name) {
+            };
+            match self.attach_filter(&name) {
                 Ok(()) => {
-                    adopted.interfaces.push(record.name.clone());
-                    let Record { name, rung, clsact, before } = record;
-                    self.attached.insert(ifindex, Attached { name, rung, link: None, clsact, before });
+                    adopted.interfaces.push(name.clone());
+                    let Record { name: known, rung, clsact, before } = record;
+                    let attached = Attached { name: known, rung, link: None, clsact, before };
+                    self.attached.insert(ifindex, attached);
+                    self.rename(ifindex, &name);
                 }
                 Err(error) => adopted.dropped.push((ifindex, words(&error))),
             }
@@ -270,18 +273,24 @@ impl Ladder {
             Pinning::No(why) => return Err(format!("the filter cannot be recorded: {why}")),
             Pinning::Planned(..) => return Err("the filter cannot be recorded".to_owned()),
         };
-        let there = Requests::open().and_then(|mut requests| requests.has_clsact(ifindex));
-        let clsact = !there.map_err(|error| error.to_string())?;
-        if clsact {
-            qdisc_add_clsact(name).map_err(|error| error.to_string())?;
-        }
-        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact, before: None };
-        pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
         if if_nametoindex(name) != Ok(ifindex) {
             return Err(format!("{name} is another interface now"));
         }
-        self.attach_filter(name).map_err(|error| words(&error))?;
-        Ok(clsact)
+        let there = Requests::open().and_then(|mut requests| requests.has_clsact(ifindex));
+        let clsact = !there.map_err(|error| error.to_string())?;
+        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact, before: None };
+        pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
+        let qdisc = if clsact { qdisc_add_clsact(name).map_err(|error| error.to_string()) } else { Ok(()) };
+        match qdisc.and_then(|()| self.attach_filter(name).map_err(|error| words(&error))) {
+            Ok(()) => Ok(clsact),
+            Err(why) => {
+                // What cannot be taken back stays recorded, for `rtp-proxy uninstall`.
+                remove_filter(ifindex, self.handle, clsact)
+                    .map_err(|left| format!("{why}; left behind: {left}"))?;
+                pins.remove_record(ifindex);
+                Err(why)
+            }
+        }
     }
 
     /// Puts the filter there, or the new program into the filter that is there.
@@ -312,7 +321,7 @@ impl Ladder {
             left.extend(restore(ifindex, before).err());
         }
         if attached.rung == Rung::Tc {
-            left.extend(super::undo::remove_filter(&attached.name, self.handle, attached.clsact).err());
+            left.extend(remove_filter(ifindex, self.handle, attached.clsact).err());
         }
         drop(attached.link);
         if let Some(pins) = self.pins() {
@@ -322,6 +331,20 @@ impl Ladder {
             pins.remove_record(ifindex);
         }
         if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+    }
+
+    /// An interface has another name now.
+    pub fn rename(&mut self, ifindex: u32, name: &str) {
+        let pins = self.pins().cloned();
+        let Some(attached) = self.attached.get_mut(&ifindex).filter(|attached| attached.name != name) else {
+            return;
+        };
+        name.clone_into(&mut attached.name);
+        let Attached { rung, clsact, before, .. } = *attached;
+        if let Some(pins) = pins {
+            // People read the name there; what is changed is found by the index.
+            pins.put_record(ifindex, &Record { name: name.to_owned(), rung, clsact, before }).ok();
+        }
     }
 
     /// Forgets an interface that is gone, with its pins.
@@ -341,9 +364,8 @@ impl Ladder {
             if let Some(before) = attached.before {
                 problems.extend(restore(ifindex, before).err());
             }
-            if attached.rung == Rung::Tc && if_nametoindex(attached.name.as_str()) == Ok(ifindex) {
-                problems
-                    .extend(super::undo::remove_filter(&attached.name, self.handle, attached.clsact).err());
+            if attached.rung == Rung::Tc {
+                problems.extend(remove_filter(ifindex, self.handle, attached.clsact).err());
             }
             drop(attached.link);
         }

@@ -5,22 +5,29 @@ use std::path::Path;
 use aya::programs::TcAttachType;
 use aya::programs::links::Link as _;
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::if_indextoname;
 
 use super::hop::Rung;
 use super::ladder::{TC_PRIORITY, restore, tc_handle};
 use super::netlink::Requests;
 use super::pins::{self, Found};
 
-/// Removes our filter from an interface, and its clsact qdisc if that is ours and nobody else uses it.
+/// Name of an interface now, `None` if it is gone: what was changed there is found by its index, for names change.
+pub(super) fn name_of(ifindex: u32) -> Option<String> {
+    if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok())
+}
+
+/// Removes our filter from an interface, and its clsact qdisc if that is ours and nobody else uses it. From one that
+/// is gone nothing is to be removed.
 ///
 /// Returns what was removed.
 ///
 /// # Errors
 /// What is left, in words.
-pub(super) fn remove_filter(name: &str, handle: TcHandle, clsact: bool) -> Result<Vec<String>, String> {
+pub(super) fn remove_filter(ifindex: u32, handle: TcHandle, clsact: bool) -> Result<Vec<String>, String> {
+    let Some(name) = name_of(ifindex) else { return Ok(Vec::new()) };
     let mut removed = Vec::new();
-    let filter = SchedClassifierLink::attached(name, TcAttachType::Ingress, TC_PRIORITY, handle, None)
+    let filter = SchedClassifierLink::attached(&name, TcAttachType::Ingress, TC_PRIORITY, handle, None)
         .map_err(|error| format!("{name}: {error}"))?;
     // A filter that is not there is removed already.
     if filter.detach().is_ok() {
@@ -28,7 +35,6 @@ pub(super) fn remove_filter(name: &str, handle: TcHandle, clsact: bool) -> Resul
     }
     if clsact {
         let left = |error: std::io::Error| format!("clsact qdisc of {name}: {error}");
-        let ifindex = if_nametoindex(name).map_err(|error| format!("{name}: {error}"))?;
         let mut requests = Requests::open().map_err(left)?;
         if requests.clsact_filters(ifindex).map_err(left)? == 0 {
             requests.delete_clsact(ifindex).map_err(left)?;
@@ -65,29 +71,22 @@ pub fn remove(found: &Found) -> Removed {
             let restored = |()| vec![format!("the merging of bursts on {}", record.name)];
             done.add(restore(ifindex, before).map(restored));
         }
-        if if_nametoindex(record.name.as_str()) != Ok(ifindex) {
-            continue;
-        }
         if record.rung == Rung::Tc {
-            done.add(remove_filter(&record.name, handle, record.clsact));
+            done.add(remove_filter(ifindex, handle, record.clsact));
         }
     }
     let links = found.pins.links();
     match found.pins.remove() {
         Ok(()) => {
-            done.removed.extend(links.iter().map(|ifindex| format!("TCX link on {}", name_of(*ifindex))));
+            let named = |ifindex: &u32| {
+                name_of(*ifindex).unwrap_or_else(|| format!("interface {ifindex}, which is gone"))
+            };
+            done.removed.extend(links.iter().map(|ifindex| format!("TCX link on {}", named(ifindex))));
             done.removed.push(format!("maps and programs in {}", found.pins.path().display()));
         }
         Err(error) => done.left.push(error.to_string()),
     }
     done
-}
-
-fn name_of(ifindex: u32) -> String {
-    nix::net::if_::if_indextoname(ifindex)
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| format!("interface {ifindex}, which is gone"))
 }
 
 /// Removes the pins of instances whose network namespace is gone.

@@ -42,6 +42,7 @@ impl Outside for World {
         if let Some((_, why)) = self.refused.get(&link.ifindex).filter(|(then, _)| then == link) {
             return Err(why.clone());
         }
+        self.ladder.rename(link.ifindex, &link.name);
         let attached = self.ladder.attached().get(&link.ifindex).map(|on| on.rung);
         if let Some(rung) = attached.filter(|_| self.tests.is_tested(link)) {
             return Ok(rung);

@@ -1,19 +1,16 @@
 //! Merging bursts on interfaces that have the program, recorded before anything is changed.
 
-use nix::net::if_::{if_indextoname, if_nametoindex};
-
 use super::{Attached, Ladder};
 use crate::kernel::device::{Device, Receive, perform, perform_all, steps};
 use crate::kernel::pins::{Pins, Record};
+use crate::kernel::undo::name_of;
 
 /// Gives an interface back how it received. One that is gone has nothing to be given back.
 ///
 /// # Errors
 /// What is left, in words.
 pub(crate) fn restore(ifindex: u32, before: Receive) -> Result<(), String> {
-    // By its index: it may have another name by now.
-    let Ok(name) = if_indextoname(ifindex) else { return Ok(()) };
-    let Ok(name) = name.into_string() else { return Ok(()) };
+    let Some(name) = name_of(ifindex) else { return Ok(()) };
     let mut device = Device::open(ifindex, &name)?;
     let now = device.read(None)?;
     perform_all(&steps(now, before), &mut device)
@@ -27,10 +24,8 @@ impl Ladder {
     /// Why not, in words.
     pub(crate) fn merge(&mut self, ifindex: u32, mac: Option<[u8; 6]>) -> Result<(), String> {
         let attached = self.attached.get(&ifindex).ok_or("the program is not attached")?;
-        let (name, recorded) = (attached.name.clone(), attached.before);
-        if if_nametoindex(name.as_str()) != Ok(ifindex) {
-            return Err(format!("{name} is another interface now"));
-        }
+        let recorded = attached.before;
+        let name = name_of(ifindex).ok_or("the interface is gone")?;
         let mut device = Device::open(ifindex, &name)?;
         let now = device.read(mac)?;
         let steps = steps(now, Receive::MERGING);
