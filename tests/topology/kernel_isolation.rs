@@ -41,7 +41,7 @@ fn a_stream_that_has_used_up_its_share_leaves_others_theirs_and_its_legs_to_the_
     }
     let mut scene = kernel_path::Scene::with(|config| {
         config.kernel.capacity = Capacity { flows: 16, legs: 64, ports: 16 };
-        config.kernel.quota = Quota { part: 0.25, floor: 4 };
+        config.kernel.quota = Quota { part: 0.25, floor: 4, ..Quota::default() };
         config.workers = Some(1);
     })?;
     let cameras = [scene.publish("greedy", LOAD)?, scene.publish("modest", LOAD)?];

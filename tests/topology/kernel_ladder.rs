@@ -13,7 +13,7 @@ use rtp_proxy::kernel::pins::{self, Pins};
 use rtp_proxy::kernel::service::Settings;
 use rtp_proxy::kernel::table::Table as _;
 
-use crate::kernel_scene::{Scene, Traffic, at, from_camera, to_viewer};
+use crate::kernel_scene::{Scene, Traffic, account, at, from_camera, to_viewer};
 
 const PORT: u16 = 5004;
 
@@ -35,7 +35,7 @@ fn the_tc_rung_forwards_is_found_again_and_keeps_a_clsact_that_is_not_ours() -> 
     let mut held = scene.start(&settings)?;
     assert_eq!((held.path.adopted(), held.ingress()?.rung), (1, Rung::Tc));
     assert_eq!(handle(&scene.filters()?), 1, "{}", scene.filters()?);
-    assert!(held.share.claim(&flow.key, "cam").is_some());
+    assert!(held.share.claim(&flow.key, &account()).is_some());
     seqs.extend(traffic.pass(100)?);
     let (sent, rest) = traffic.end()?;
     seqs.extend(rest);
@@ -185,7 +185,7 @@ fn a_rung_that_fails_half_way_leaves_nothing_on_the_interface() -> Result<()> {
     scene.node.inside(|| {
         let bpffs = scene.bpffs.path();
         let pins = Pins::plan(&bpffs, "half", &pins::abi());
-        let planned = Pinning::Planned(pins, bpffs.to_owned());
+        let planned = Pinning::Planned(pins, bpffs);
         let mut ladder = Ladder::new(kernel, planned, Rung::Tc, tc_handle("half"));
         // Its name has been given to another interface in between.
         let refused = ladder.attach(u32::MAX >> 1, &scene.inner, Rung::Tcx);

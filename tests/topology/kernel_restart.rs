@@ -15,7 +15,7 @@ use rtp_proxy::kernel::hop::Rung;
 use rtp_proxy::kernel::service::{KernelPath, Settings};
 use rtp_proxy::kernel::table::Table as _;
 
-use crate::kernel_scene::{Held, LIMIT, Scene, TENANT, Traffic, child, flow_key, pins_in};
+use crate::kernel_scene::{Held, LIMIT, Scene, Traffic, account, child, flow_key, pins_in};
 
 /// Names the folder of the process that is killed.
 const ENV_HOLDER: &str = "MSM_TEST_HOLDER";
@@ -40,7 +40,7 @@ fn the_process_that_is_killed() -> Result<()> {
         "forwards".to_owned()
     } else {
         let ifindex = held.ingress()?.ifindex;
-        let claimed = held.share.claim(&flow_key(PORT, ifindex), TENANT).context("nothing to claim")?;
+        let claimed = held.share.claim(&flow_key(PORT, ifindex), &account()).context("nothing to claim")?;
         format!("claimed {} legs after {} packets", claimed.legs.len(), claimed.stats.packets)
     };
     fs::write(folder.join("ready.next"), word)?;
@@ -129,7 +129,7 @@ fn what_nobody_claims_ends_with_the_grace_and_its_indices_come_back() -> Result<
         assert!(Instant::now() < deadline, "it is still there");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(held.share.claim(&flow_key(PORT, 1), TENANT).is_none());
+    assert!(held.share.claim(&flow_key(PORT, 1), &account()).is_none());
     let flow = held.forward(PORT)?;
     assert_eq!(held.share.table.flow_stats(flow.index)?.packets, 0);
     held.path.stop(false);

@@ -21,6 +21,7 @@ use rtp_proxy::kernel::OBJECT;
 use rtp_proxy::kernel::hop::{Hop, Ingress, Want, Way};
 use rtp_proxy::kernel::service::{KernelPath, Settings, WorkerEnd};
 use rtp_proxy::kernel::share::Share;
+use rtp_proxy::kernel::slots::Holder;
 use rtp_proxy::kernel::table::Table as _;
 use rtp_proxy::kernel::ways::Inbox;
 
@@ -170,7 +171,10 @@ pub(crate) fn to_viewer() -> Want {
     Want::Hop { peer: ip(VIEWER), local: ip(NODE_TO_VIEWER) }
 }
 
-pub(crate) const TENANT: &str = "cam";
+/// On whose account flows of tests are.
+pub(crate) fn account() -> Holder {
+    Holder::new("cam", ip(CAMERA))
+}
 
 /// The track that a camera sends from `port` on, and the viewer's port of the same number.
 pub(crate) fn flow_key(port: u16, ifindex: u32) -> FlowKey {
@@ -222,9 +226,9 @@ impl Held {
         let (ingress, hop) = (self.ingress()?, self.hop()?);
         let now = Instant::now();
         let full = |why| anyhow::anyhow!("{why}");
-        let index = self.share.slots.take_flow(TENANT, now).map_err(full)?;
-        let range = self.share.slots.take_slots(TENANT, 1, now).map_err(full)?;
-        let id = self.share.slots.take_id(TENANT, range.first, now).map_err(full)?;
+        let index = self.share.slots.take_flow(&account(), now).map_err(full)?;
+        let range = self.share.slots.take_slots(&account(), 1, now).map_err(full)?;
+        let id = self.share.slots.take_id(&account(), range.first, now).map_err(full)?;
         let key = flow_key(port, ingress.ifindex);
         let table = &mut self.share.table;
         table.put_flow_stats(index, &FlowStats::ZERO)?;

@@ -9,7 +9,7 @@ use msm_fastpath::flow::octets;
 use msm_fastpath::{FlowEntry, FlowKey, FlowStats, Gate, GateEntry, LegEntry};
 
 use super::hop::Want;
-use super::slots::{Extent, SlotRange, Slots};
+use super::slots::{Extent, Holder, SlotRange, Slots};
 use super::table::{Table, TableError};
 use super::tables::KernelTable;
 use super::ways::{Note, Ways};
@@ -211,7 +211,7 @@ impl<T: Table> Share<T> {
         &mut self,
         key: &FlowKey,
         flow: &AdoptedFlow,
-        tenant: &str,
+        holder: &Holder,
         now: Instant,
     ) -> Result<(), TableError> {
         let removed = self.table.remove_flow(key);
@@ -221,18 +221,18 @@ impl<T: Table> Share<T> {
         }
         removed?;
         for id in flow.ids() {
-            self.slots.give_id(tenant, id, now);
+            self.slots.give_id(holder, id, now);
         }
         if let Some(range) = flow.range {
-            self.slots.give_slots(tenant, range, now);
+            self.slots.give_slots(holder, range, now);
         }
-        self.slots.give_flow(tenant, flow.entry.stats, now);
+        self.slots.give_flow(holder, flow.entry.stats, now);
         Ok(())
     }
 
     /// Takes over a flow that an earlier process published: it forwards on, and its indices are this
     /// worker's from now on, to be given back like its own. Nobody else gets it.
-    pub fn claim(&mut self, key: &FlowKey, tenant: &str) -> Option<AdoptedFlow> {
+    pub fn claim(&mut self, key: &FlowKey, holder: &Holder) -> Option<AdoptedFlow> {
         let mut flow = self.left.claim(key)?;
         // It went on counting since it was read.
         if let Ok(stats) = self.table.flow_stats(flow.entry.stats) {
@@ -243,7 +243,7 @@ impl<T: Table> Share<T> {
                 leg.gate = gate;
             }
         }
-        self.slots.adopt(tenant, flow.range, flow.ids().len());
+        self.slots.adopt(holder, flow.range, flow.ids().len());
         Some(flow)
     }
 

@@ -2,11 +2,14 @@
 //!
 //! Pure, and of one worker: the tables are divided among the workers at start, so nobody asks anybody. An
 //! index that was given back rests for [`QUARANTINE`] before the next holder writes to it, because a packet
-//! that found the old flow entry may still be on its way through it (ADR 0005). One tenant, which is one
-//! stream, gets at most its part of the share.
+//! that found the old flow entry may still be on its way through it (ADR 0005).
+//!
+//! One stream gets at most its part of the share. Whoever publishes one stream can publish many, so the last of a share
+//! is kept besides for sources in networks that hold little of it: no source takes the kernel path from all others.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::BuildHasherDefault;
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash};
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -64,30 +67,103 @@ impl SlotRange {
     }
 }
 
-/// What every tenant may hold however small its worker's share is: two tracks with full groups.
+/// What every stream may hold however small its worker's share is, though never more than half of it: two tracks
+/// with full groups.
 const FLOOR: u32 = 2 * MAX_LEGS;
 
-/// Most of its worker's share that one tenant may hold.
+/// Networks that may take their part of the reserve before it is used up.
+const SMALL_HOLDERS: u32 = 4;
+
+/// How a worker's share is divided.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quota {
-    /// Part of the share, above 0 to 1.
+    /// Part of the share that one stream may hold, above 0 to 1.
     pub part: f64,
-    /// But so many in any case, as far as the share has them.
+    /// But so many in any case, as far as half of the share has them.
     pub floor: u32,
+    /// Part of the share that is kept for sources in networks that hold little, from 0 on.
+    pub reserve: f64,
+}
+
+impl Quota {
+    /// Everything is anybody's.
+    pub const NONE: Self = Self { part: 1.0, floor: 0, reserve: 0.0 };
 }
 
 impl Default for Quota {
-    /// A quarter: a stream that is joined without end leaves the others three of them.
+    /// A quarter: a stream that is joined without end leaves the others three of them. The last eighth is kept.
     fn default() -> Self {
-        Self { part: 0.25, floor: FLOOR }
+        Self { part: 0.25, floor: FLOOR, reserve: 0.125 }
     }
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Held {
-    slots: u32,
-    ids: u32,
-    flows: u32,
+/// On whose account something is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Holder {
+    stream: String,
+    network: IpAddr,
+}
+
+impl Holder {
+    /// A stream whose source is `source`. Of an IPv6 address its /64 counts: whoever has one address has all of them.
+    pub fn new(stream: &str, source: IpAddr) -> Self {
+        let network = match source.to_canonical() {
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
+            IpAddr::V4(ip) => ip.into(),
+        };
+        Self { stream: stream.to_owned(), network }
+    }
+
+    /// Name of the stream.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+}
+
+/// What is divided.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Slots,
+    Ids,
+    Flows,
+}
+
+impl Kind {
+    /// For people, to whom a leg's id is the leg.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Slots => "leg slots",
+            Self::Ids => "legs",
+            Self::Flows => "flows",
+        }
+    }
+}
+
+/// How many of each [`Kind`].
+type Held = [u32; 3];
+
+/// Bounds of one [`Kind`].
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Of one stream.
+    most: u32,
+    /// What is kept.
+    reserve: u32,
+    /// A network that holds no more may take from what is kept.
+    small: u32,
+}
+
+impl Bounds {
+    fn of(share: &Range<u32>, quota: Quota) -> Self {
+        let part = |part: f64| share.len() as f64 * part;
+        let floor = quota.floor.min(share.len() as u32 / 2);
+        let reserve = part(quota.reserve) as u32;
+        Self {
+            most: (part(quota.part).ceil() as u32).max(floor).max(1),
+            reserve,
+            small: (reserve / SMALL_HOLDERS).max(1),
+        }
+    }
 }
 
 /// What was given back, and from when it may be used again.
@@ -107,7 +183,8 @@ impl<T: Copy> Resting<T> {
     }
 }
 
-type Tenants = HashMap<String, Held, BuildHasherDefault<std::hash::DefaultHasher>>;
+/// What each of those holds that hold anything.
+type Accounts<T> = HashMap<T, Held, BuildHasherDefault<DefaultHasher>>;
 
 /// The indices of one worker.
 #[derive(Debug)]
@@ -119,15 +196,14 @@ pub struct Slots {
     resting_ranges: Resting<SlotRange>,
     resting_ids: Resting<u32>,
     resting_flows: Resting<u32>,
-    tenants: Tenants,
-    most: Held,
+    streams: Accounts<String>,
+    networks: Accounts<IpAddr>,
+    bounds: [Bounds; 3],
 }
 
 impl Slots {
     /// All of `extent` is free.
     pub fn new(extent: &Extent, quota: Quota) -> Self {
-        let most =
-            |range: &Range<u32>| ((range.len() as f64 * quota.part).ceil() as u32).max(quota.floor).max(1);
         let mut slots = Self {
             ranges: std::array::from_fn(|_| BTreeSet::new()),
             free_ids: extent.ids.clone().collect(),
@@ -135,8 +211,9 @@ impl Slots {
             resting_ranges: Resting { items: VecDeque::new() },
             resting_ids: Resting { items: VecDeque::new() },
             resting_flows: Resting { items: VecDeque::new() },
-            tenants: Tenants::default(),
-            most: Held { slots: most(&extent.legs), ids: most(&extent.ids), flows: most(&extent.flows) },
+            streams: Accounts::default(),
+            networks: Accounts::default(),
+            bounds: [&extent.legs, &extent.ids, &extent.flows].map(|share| Bounds::of(share, quota)),
         };
         slots.add_slots(extent.legs.clone());
         slots
@@ -145,17 +222,14 @@ impl Slots {
     /// An index of flow statistics.
     ///
     /// # Errors
-    /// [`UserReason::Full`], with the name of what is full.
-    pub fn take_flow(&mut self, tenant: &str, now: Instant) -> Result<u32, UserReason> {
+    /// [`UserReason::Full`], with the name of what is full or whose part of it is.
+    pub fn take_flow(&mut self, holder: &Holder, now: Instant) -> Result<u32, UserReason> {
         while let Some(flow) = self.resting_flows.rested(now) {
             self.free_flows.push(flow);
         }
-        let held = self.tenants.get(tenant).copied().unwrap_or_default();
-        if held.flows >= self.most.flows {
-            return Err(share_used(tenant, self.most.flows, "flows"));
-        }
-        let flow = self.free_flows.pop().ok_or_else(|| full("flows"))?;
-        self.held(tenant).flows += 1;
+        self.admit(Kind::Flows, holder, 1, self.free_flows.len() as u32)?;
+        let flow = self.free_flows.pop().ok_or_else(|| full(Kind::Flows))?;
+        self.add(holder, Kind::Flows, 1);
         Ok(flow)
     }
 
@@ -163,7 +237,7 @@ impl Slots {
     ///
     /// # Errors
     /// As [`Slots::take_flow`].
-    pub fn take_slots(&mut self, tenant: &str, legs: u16, now: Instant) -> Result<SlotRange, UserReason> {
+    pub fn take_slots(&mut self, holder: &Holder, legs: u16, now: Instant) -> Result<SlotRange, UserReason> {
         if u32::from(legs) > MAX_LEGS {
             return Err(UserReason::Full(format!("one track has at most {MAX_LEGS} legs there")));
         }
@@ -171,13 +245,11 @@ impl Slots {
             self.put_range(range.first, range.order());
         }
         let capacity = legs.max(1).next_power_of_two();
-        let held = self.tenants.get(tenant).copied().unwrap_or_default();
-        if held.slots + u32::from(capacity) > self.most.slots {
-            return Err(share_used(tenant, self.most.slots, "leg slots"));
-        }
+        let free = self.ranges.iter().enumerate().map(|(order, ranges)| ranges.len() << order).sum::<usize>();
+        self.admit(Kind::Slots, holder, u32::from(capacity), free as u32)?;
         let order = usize::from(capacity).ilog2() as usize;
-        let first = self.cut(order).ok_or_else(|| full("leg slots"))?;
-        self.held(tenant).slots += u32::from(capacity);
+        let first = self.cut(order).ok_or_else(|| full(Kind::Slots))?;
+        self.add(holder, Kind::Slots, u32::from(capacity));
         Ok(SlotRange { first, len: capacity })
     }
 
@@ -186,46 +258,42 @@ impl Slots {
     ///
     /// # Errors
     /// As [`Slots::take_flow`].
-    pub fn take_id(&mut self, tenant: &str, slot: u32, now: Instant) -> Result<u32, UserReason> {
+    pub fn take_id(&mut self, holder: &Holder, slot: u32, now: Instant) -> Result<u32, UserReason> {
         while let Some(id) = self.resting_ids.rested(now) {
             self.free_ids.insert(id);
         }
-        let held = self.tenants.get(tenant).copied().unwrap_or_default();
-        if held.ids >= self.most.ids {
-            return Err(share_used(tenant, self.most.ids, "legs"));
-        }
+        self.admit(Kind::Ids, holder, 1, self.free_ids.len() as u32)?;
         // Else the highest: slots are given out from the lowest on, so it is wanted last.
-        let id =
-            self.free_ids.take(&slot).or_else(|| self.free_ids.pop_last()).ok_or_else(|| full("legs"))?;
-        self.held(tenant).ids += 1;
+        let id = self.free_ids.take(&slot).or_else(|| self.free_ids.pop_last());
+        let id = id.ok_or_else(|| full(Kind::Ids))?;
+        self.add(holder, Kind::Ids, 1);
         Ok(id)
     }
 
     /// Gives back what [`Slots::take_flow`] or a claim gave, once no published entry names it.
-    pub fn give_flow(&mut self, tenant: &str, flow: u32, now: Instant) {
-        self.release(tenant, Held { flows: 1, ..Held::default() });
+    pub fn give_flow(&mut self, holder: &Holder, flow: u32, now: Instant) {
+        self.release(holder, Kind::Flows, 1);
         self.resting_flows.put(flow, now);
     }
 
     /// Gives back what [`Slots::take_slots`] or a claim gave, once no published entry names it.
-    pub fn give_slots(&mut self, tenant: &str, range: SlotRange, now: Instant) {
-        self.release(tenant, Held { slots: u32::from(range.len), ..Held::default() });
+    pub fn give_slots(&mut self, holder: &Holder, range: SlotRange, now: Instant) {
+        self.release(holder, Kind::Slots, u32::from(range.len));
         self.resting_ranges.put(range, now);
     }
 
     /// Gives back what [`Slots::take_id`] or a claim gave, once no published leg names it.
-    pub fn give_id(&mut self, tenant: &str, id: u32, now: Instant) {
-        self.release(tenant, Held { ids: 1, ..Held::default() });
+    pub fn give_id(&mut self, holder: &Holder, id: u32, now: Instant) {
+        self.release(holder, Kind::Ids, 1);
         self.resting_ids.put(id, now);
     }
 
     /// Counts what a claim brought to its new holder, who gives it back like its own. A claim is never
     /// refused: it forwards already.
-    pub(super) fn adopt(&mut self, tenant: &str, range: Option<SlotRange>, ids: usize) {
-        let held = self.held(tenant);
-        held.flows += 1;
-        held.ids += ids as u32;
-        held.slots += range.map_or(0, |range| u32::from(range.len));
+    pub(super) fn adopt(&mut self, holder: &Holder, range: Option<SlotRange>, ids: usize) {
+        self.add(holder, Kind::Flows, 1);
+        self.add(holder, Kind::Ids, ids as u32);
+        self.add(holder, Kind::Slots, range.map_or(0, |range| u32::from(range.len)));
     }
 
     /// Takes away what the state of an earlier process uses: nobody is given it until it comes back.
@@ -250,26 +318,43 @@ impl Slots {
         ranges.into_iter().for_each(|range| self.resting_ranges.put(range, now));
     }
 
-    /// Legs, of all tenants, that are held now.
+    /// Legs, of all streams, that are held now.
     pub fn legs_held(&self) -> u32 {
-        self.tenants.values().map(|held| held.ids).sum()
+        self.streams.values().map(|held| held[Kind::Ids as usize]).sum()
     }
 
-    fn held(&mut self, tenant: &str) -> &mut Held {
-        if !self.tenants.contains_key(tenant) {
-            self.tenants.insert(tenant.to_owned(), Held::default());
+    /// Whether a holder may have `more` of what `free` are left of.
+    fn admit(&self, kind: Kind, holder: &Holder, more: u32, free: u32) -> Result<(), UserReason> {
+        let Bounds { most, reserve, small } = self.bounds[kind as usize];
+        let of_stream = self.streams.get(&holder.stream).map_or(0, |held| held[kind as usize]);
+        if of_stream + more > most {
+            let Holder { stream, .. } = holder;
+            return Err(UserReason::Full(format!("{stream} has its share of {most} {}", kind.words())));
         }
-        self.tenants.get_mut(tenant).expect("it was inserted above")
+        let left = free.checked_sub(more).ok_or_else(|| full(kind))?;
+        let of_network = self.networks.get(&holder.network).map_or(0, |held| held[kind as usize]);
+        if left < reserve && of_network + more > small {
+            let network = holder.network;
+            return Err(UserReason::Full(format!(
+                "the last {reserve} {} of this worker are for others than {network}, which has {of_network}",
+                kind.words()
+            )));
+        }
+        Ok(())
     }
 
-    fn release(&mut self, tenant: &str, less: Held) {
-        let Some(held) = self.tenants.get_mut(tenant) else { return };
-        held.slots = held.slots.saturating_sub(less.slots);
-        held.ids = held.ids.saturating_sub(less.ids);
-        held.flows = held.flows.saturating_sub(less.flows);
-        if *held == Held::default() {
-            self.tenants.remove(tenant);
+    fn add(&mut self, holder: &Holder, kind: Kind, more: u32) {
+        if let Some(held) = self.streams.get_mut(&holder.stream) {
+            held[kind as usize] += more;
+        } else {
+            self.streams.entry(holder.stream.clone()).or_default()[kind as usize] = more;
         }
+        self.networks.entry(holder.network).or_default()[kind as usize] += more;
+    }
+
+    fn release(&mut self, holder: &Holder, kind: Kind, less: u32) {
+        release(&mut self.streams, &holder.stream, kind, less);
+        release(&mut self.networks, &holder.network, kind, less);
     }
 
     /// Takes a range of `order` out of the smallest free one that holds it.
@@ -317,12 +402,17 @@ impl Slots {
     }
 }
 
-fn full(what: &str) -> UserReason {
-    UserReason::Full(format!("every one of the {what} of this worker is in use"))
+/// Who holds nothing any more is forgotten.
+fn release<T: Eq + Hash>(accounts: &mut Accounts<T>, who: &T, kind: Kind, less: u32) {
+    let Some(held) = accounts.get_mut(who) else { return };
+    held[kind as usize] = held[kind as usize].saturating_sub(less);
+    if *held == Held::default() {
+        accounts.remove(who);
+    }
 }
 
-fn share_used(tenant: &str, most: u32, what: &str) -> UserReason {
-    UserReason::Full(format!("{tenant} has its share of {most} {what}"))
+fn full(kind: Kind) -> UserReason {
+    UserReason::Full(format!("every one of the {} of this worker is in use", kind.words()))
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ pub(crate) struct Candidate {
 /// One track.
 #[derive(Debug)]
 pub(crate) struct Offload {
-    tenant: String,
+    stream: String,
     flow: Option<Flow>,
     legs: Vec<Leg>,
     /// Run of the flow, or of the last one.
@@ -128,10 +128,10 @@ pub(crate) struct Offload {
 }
 
 impl Offload {
-    /// `tenant`: whose share of the tables it uses.
-    pub(crate) fn new(tenant: String) -> Self {
+    /// `stream`: the name of the track's stream, whose share of the tables it uses.
+    pub(crate) fn new(stream: String) -> Self {
         Self {
-            tenant,
+            stream,
             flow: None,
             legs: Vec::new(),
             run: 0,
@@ -152,9 +152,7 @@ impl Offload {
     /// it lately, and nothing came up past the program.
     pub(crate) fn is_certain(&self, now: Instant) -> bool {
         let lately = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
-        self.flow
-            .as_ref()
-            .is_some_and(|flow| flow.met && lately(flow.arrived) && !lately(flow.strayed_at))
+        self.flow.as_ref().is_some_and(|flow| flow.met && lately(flow.arrived) && !lately(flow.strayed_at))
     }
 
     /// When [`Self::step`] has something to do, if that is soon.
@@ -263,7 +261,7 @@ impl Offload {
             }
             self.open(now, kernel, media, source, &standing)?;
         }
-        let Self { tenant, flow: Some(flow), legs, .. } = self else { return Ok(()) };
+        let Self { flow: Some(flow), legs, .. } = self else { return Ok(()) };
         let mut full = None;
         for leg in legs.iter_mut() {
             if leg.place != Place::User || !leg.wanted(now) || seated(leg) || !rested(leg) {
@@ -272,7 +270,7 @@ impl Offload {
             let Ok(plan) = leg.plan.clone() else { continue };
             let seat = match leg.seat {
                 Some(seat) => seat,
-                None => match flow.seats.take(leg.who, tenant, kernel.slots, kernel.table, now) {
+                None => match flow.seats.take(leg.who, &flow.holder, kernel.slots, kernel.table, now) {
                     Ok(seat) => seat,
                     Err(NoSeat::Full(reason)) => {
                         leg.plan = Err(reason.clone());

@@ -41,16 +41,17 @@ fn a_flow_that_nobody_claimed_is_gone_before_anybody_can_look_for_it() {
 #[test]
 fn a_claimed_flow_that_the_kernel_keeps_gives_nothing_back() {
     let now = Instant::now();
+    let [holder, another] = ["cam", "another"].map(|stream| Holder::new(stream, [10, 0, 0, 2].into()));
     for sticky in [false, true] {
         let extent = Extent { legs: 0..4, ids: 0..4, flows: 0..1 };
-        let mut slots = Slots::new(&extent, Quota { part: 1.0, floor: 0 });
+        let mut slots = Slots::new(&extent, Quota::NONE);
         slots.reserve(&BTreeSet::from([0]), &BTreeSet::new(), &[]);
         let (ways, _inbox) = ways::detached();
         let model = Model { sticky, ..Model::default() };
         let mut share = Share::new(model, slots, ways).with_left(left([(key(1), flow(0))]), now);
-        let claimed = share.claim(&key(1), "cam").unwrap();
-        assert_eq!(share.end_claimed(&key(1), &claimed, "cam", now).is_err(), sticky);
+        let claimed = share.claim(&key(1), &holder).unwrap();
+        assert_eq!(share.end_claimed(&key(1), &claimed, &holder, now).is_err(), sticky);
         let later = now + super::super::slots::QUARANTINE;
-        assert_eq!(share.slots.take_flow("another", later).is_err(), sticky);
+        assert_eq!(share.slots.take_flow(&another, later).is_err(), sticky);
     }
 }

@@ -7,6 +7,7 @@ use msm_media::{Standing, TrackInput};
 
 use super::seats::{NoSeat, Seats};
 use super::{HOLD, Kernel, Offload, Source, wire};
+use crate::kernel::slots::Holder;
 use crate::kernel::table::TableError;
 
 /// Whether the worker has seen how far the kernel had come when it was alone.
@@ -31,6 +32,7 @@ pub(super) enum Sight {
 
 #[derive(Debug)]
 pub(super) struct Flow {
+    pub(super) holder: Holder,
     pub(super) source: Source,
     pub(super) run: u32,
     pub(super) stats: u32,
@@ -61,15 +63,16 @@ impl Offload {
         source: Source,
         standing: &Standing,
     ) -> Result<(), NoSeat> {
-        let stats = kernel.slots.take_flow(&self.tenant, now).map_err(NoSeat::Full)?;
-        let seats = match Seats::new(&self.tenant, kernel.slots, now) {
+        let holder = Holder::new(&self.stream, source.peer.ip());
+        let stats = kernel.slots.take_flow(&holder, now).map_err(NoSeat::Full)?;
+        let seats = match Seats::new(&holder, kernel.slots, now) {
             Ok(seats) => seats,
             Err(reason) => {
-                kernel.slots.give_flow(&self.tenant, stats, now);
+                kernel.slots.give_flow(&holder, stats, now);
                 return Err(NoSeat::Full(reason));
             }
         };
-        kernel.table.name_flow(stats, &self.tenant, source.peer);
+        kernel.table.name_flow(stats, &self.stream, source.peer);
         let admission = Admission::only_ssrc(standing.payload_types, standing.ssrc);
         let entry = FlowEntry::new(FlowKind::Rtp, admission, stats, source.clock_rate);
         media.begin_elsewhere();
@@ -78,6 +81,7 @@ impl Offload {
         self.tried = source.ingress.ifindex;
         self.seen = (standing.highest, standing.window);
         self.flow = Some(Flow {
+            holder,
             source,
             run: standing.run,
             stats,
@@ -103,7 +107,7 @@ impl Offload {
         kernel: &mut Kernel<'_>,
         copies: bool,
     ) -> Result<(), TableError> {
-        let Self { tenant, flow: Some(flow), legs, .. } = self else { return Ok(()) };
+        let Self { flow: Some(flow), legs, .. } = self else { return Ok(()) };
         let edits: Vec<_> = legs.iter().filter_map(|leg| Some(leg.written.as_ref()?.edit)).collect();
         let mode = GroupMode::for_edits(&edits);
         let (first_leg, walked) = flow.seats.walked();
@@ -128,7 +132,7 @@ impl Offload {
             let key = flow.source.key();
             kernel.table.put_flow(&key, &entry.under(&key))?;
             flow.entry = entry;
-            flow.seats.published(tenant, kernel.slots, now);
+            flow.seats.published(&flow.holder, kernel.slots, now);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use msm_fastpath::{Gate, LegEntry};
 use msm_graph::LegId;
 
 use crate::kernel::hop::UserReason;
-use crate::kernel::slots::{SlotRange, Slots};
+use crate::kernel::slots::{Holder, SlotRange, Slots};
 use crate::kernel::table::{Table, TableError};
 
 /// How long a packet may be on its way through a program that found what has just been replaced.
@@ -20,7 +20,7 @@ pub(crate) const GRACE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 struct Seat {
     id: u32,
-    holder: Option<LegId>,
+    taken_by: Option<LegId>,
     free_since: Instant,
     entry: Option<LegEntry>,
 }
@@ -51,60 +51,60 @@ impl From<TableError> for NoSeat {
 
 impl Seats {
     /// Seats for one leg.
-    pub(crate) fn new(tenant: &str, slots: &mut Slots, now: Instant) -> Result<Self, UserReason> {
-        Ok(Self { range: slots.take_slots(tenant, 1, now)?, all: Vec::new(), left: None })
+    pub(crate) fn new(holder: &Holder, slots: &mut Slots, now: Instant) -> Result<Self, UserReason> {
+        Ok(Self { range: slots.take_slots(holder, 1, now)?, all: Vec::new(), left: None })
     }
 
     /// Gives a leg a seat; its gate is shut and its counters are zero.
     pub(crate) fn take(
         &mut self,
         leg: LegId,
-        tenant: &str,
+        holder: &Holder,
         slots: &mut Slots,
         table: &mut dyn Table,
         now: Instant,
     ) -> Result<usize, NoSeat> {
-        let rested = |seat: &Seat| seat.holder.is_none() && now >= seat.free_since + GRACE;
+        let rested = |seat: &Seat| seat.taken_by.is_none() && now >= seat.free_since + GRACE;
         let index = if let Some(index) = self.all.iter().position(rested) {
             index
         } else {
             if self.all.len() >= usize::from(self.range.len) {
-                self.grow(tenant, slots, table, now)?;
+                self.grow(holder, slots, table, now)?;
             }
             let slot = self.range.first + self.all.len() as u32;
-            let id = slots.take_id(tenant, slot, now).map_err(NoSeat::Full)?;
-            self.all.push(Seat { id, holder: None, free_since: now, entry: None });
+            let id = slots.take_id(holder, slot, now).map_err(NoSeat::Full)?;
+            self.all.push(Seat { id, taken_by: None, free_since: now, entry: None });
             self.all.len() - 1
         };
         if let Some(seat) = self.all.get_mut(index) {
             table.put_gate(seat.id, Gate::Disabled.into())?;
             table.clear_leg_stats(seat.id)?;
-            seat.holder = Some(leg);
+            seat.taken_by = Some(leg);
         }
         Ok(index)
     }
 
     fn grow(
         &mut self,
-        tenant: &str,
+        holder: &Holder,
         slots: &mut Slots,
         table: &mut dyn Table,
         now: Instant,
     ) -> Result<(), NoSeat> {
         let wider = u16::try_from(self.all.len() + 1).unwrap_or(u16::MAX);
-        let range = slots.take_slots(tenant, wider, now).map_err(NoSeat::Full)?;
+        let range = slots.take_slots(holder, wider, now).map_err(NoSeat::Full)?;
         for (index, seat) in self.all.iter().enumerate() {
             if let Some(entry) = &seat.entry
                 && let Err(error) = table.put_leg(range.first + index as u32, entry)
             {
-                slots.give_slots(tenant, range, now);
+                slots.give_slots(holder, range, now);
                 return Err(error.into());
             }
         }
         let old = std::mem::replace(&mut self.range, range);
         if self.left.is_some() {
             // The published one is left already; this one was never published.
-            slots.give_slots(tenant, old, now);
+            slots.give_slots(holder, old, now);
         } else {
             self.left = Some(old);
         }
@@ -132,35 +132,35 @@ impl Seats {
     /// The leg has left; its gate is shut.
     pub(crate) fn free(&mut self, index: usize, now: Instant) {
         if let Some(seat) = self.all.get_mut(index) {
-            seat.holder = None;
+            seat.taken_by = None;
             seat.free_since = now;
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.all.iter().all(|seat| seat.holder.is_none())
+        self.all.iter().all(|seat| seat.taken_by.is_none())
     }
 
     /// First slot and how many to walk: up to the last that is taken.
     pub(crate) fn walked(&self) -> (u32, u16) {
-        let last = self.all.iter().rposition(|seat| seat.holder.is_some());
+        let last = self.all.iter().rposition(|seat| seat.taken_by.is_some());
         (self.range.first, last.map_or(0, |last| last as u16 + 1))
     }
 
     /// The flow entry names the range as it is now.
-    pub(crate) fn published(&mut self, tenant: &str, slots: &mut Slots, now: Instant) {
+    pub(crate) fn published(&mut self, holder: &Holder, slots: &mut Slots, now: Instant) {
         if let Some(left) = self.left.take() {
-            slots.give_slots(tenant, left, now);
+            slots.give_slots(holder, left, now);
         }
     }
 
     /// No flow entry names them any more.
-    pub(crate) fn give_back(self, tenant: &str, slots: &mut Slots, now: Instant) {
+    pub(crate) fn give_back(self, holder: &Holder, slots: &mut Slots, now: Instant) {
         for range in std::iter::once(self.range).chain(self.left) {
-            slots.give_slots(tenant, range, now);
+            slots.give_slots(holder, range, now);
         }
         for seat in self.all {
-            slots.give_id(tenant, seat.id, now);
+            slots.give_id(holder, seat.id, now);
         }
     }
 }

@@ -202,7 +202,7 @@ impl Offload {
     fn withdraw(&mut self, kernel: &mut Kernel<'_>) -> Option<Elsewhere> {
         let flow = self.flow.as_ref()?;
         if let Err(error) = kernel.table.remove_flow(&flow.source.key()) {
-            tracing::warn!(event = "kernel.flow", name = self.tenant, %error, "a flow may stay in the kernel");
+            tracing::warn!(event = "kernel.flow", name = self.stream, %error, "a flow may stay in the kernel");
         }
         let stats = kernel.table.flow_stats(flow.stats).unwrap_or(FlowStats::ZERO);
         Some(wire::progress_of(&stats, &kernel.epoch))
@@ -223,8 +223,8 @@ impl Offload {
             leg.written = None;
         }
         if removed {
-            flow.seats.give_back(&self.tenant, kernel.slots, now);
-            kernel.slots.give_flow(&self.tenant, flow.stats, now);
+            flow.seats.give_back(&flow.holder, kernel.slots, now);
+            kernel.slots.give_flow(&flow.holder, flow.stats, now);
         }
         self.due = None;
     }

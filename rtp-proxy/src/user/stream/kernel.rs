@@ -31,8 +31,8 @@ pub(crate) struct TrackKernel {
 }
 
 impl TrackKernel {
-    pub(super) fn new(tenant: String) -> Self {
-        Self { offload: Offload::new(tenant), ingress: None }
+    pub(super) fn new(stream: String) -> Self {
+        Self { offload: Offload::new(stream), ingress: None }
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use msm_fastpath::flow::address;
 use msm_fastpath::{FlowEntry, FlowKey, PortKey};
 use msm_graph::{InputRow, StreamId, TrackId};
 use msm_runtime::telemetry::LineLimiter;
@@ -13,6 +14,7 @@ use msm_runtime::telemetry::LineLimiter;
 use super::Shared;
 use crate::kernel::hop::{Rung, UserReason, Want, Way};
 use crate::kernel::share::{AdoptedFlow, Share};
+use crate::kernel::slots::Holder;
 use crate::kernel::table::Table as _;
 use crate::kernel::ways::{Inbox, Note};
 use crate::user::input_pair::InputPair;
@@ -44,7 +46,7 @@ pub(crate) struct KernelEnd {
 struct Continued {
     stream: StreamId,
     track: TrackId,
-    tenant: String,
+    holder: Holder,
     key: FlowKey,
     flow: AdoptedFlow,
 }
@@ -101,13 +103,13 @@ impl KernelEnd {
         &mut self,
         now: Instant,
         (stream, track): (StreamId, TrackId),
-        tenant: &str,
+        name: &str,
         key: &FlowKey,
         ssrc: Option<u32>,
     ) -> bool {
         let known = |continued: &Continued| (continued.stream, continued.track) == (stream, track);
         let known_at = self.continued.iter().position(known);
-        let Some(at) = known_at.or_else(|| self.claim_left(stream, track, tenant, key)) else { return false };
+        let Some(at) = known_at.or_else(|| self.claim_left(stream, track, name, key)) else { return false };
         let goes_on = self.continued.get(at).is_some_and(|Continued { key: left, flow, .. }| {
             let locked = flow.entry.admission.locked_ssrc();
             let same_source = ssrc.is_none_or(|ssrc| locked.is_none_or(|locked| locked == ssrc));
@@ -120,24 +122,26 @@ impl KernelEnd {
     }
 
     /// Takes over what an earlier process left under a key, with copies for the worker.
-    fn claim_left(&mut self, stream: StreamId, track: TrackId, tenant: &str, key: &FlowKey) -> Option<usize> {
-        let mut flow = self.share.claim(key, tenant)?;
+    fn claim_left(&mut self, stream: StreamId, track: TrackId, name: &str, key: &FlowKey) -> Option<usize> {
+        let holder = Holder::new(name, address(key.src));
+        let mut flow = self.share.claim(key, &holder)?;
         flow.entry.flags |= FlowEntry::COPY_TO_USER;
         if let Err(error) = self.share.table.put_flow(key, &flow.entry.under(key)) {
-            tracing::warn!(event = "kernel.flow", name = tenant, %error, "a former flow does not go on");
-            let _ = self.share.end_claimed(key, &flow, tenant, Instant::now());
+            tracing::warn!(event = "kernel.flow", name, %error, "a former flow does not go on");
+            let _ = self.share.end_claimed(key, &flow, &holder, Instant::now());
             return None;
         }
-        self.continued.push(Continued { stream, track, tenant: tenant.to_owned(), key: *key, flow });
+        self.continued.push(Continued { stream, track, holder, key: *key, flow });
         Some(self.continued.len() - 1)
     }
 
     /// What goes on under the key of a track's source ends.
     pub(crate) fn end_continued(&mut self, now: Instant, stream: StreamId, track: TrackId) {
         let is_it = |continued: &mut Continued| (continued.stream, continued.track) == (stream, track);
-        for Continued { tenant, key, flow, .. } in self.continued.extract_if(.., is_it) {
-            if let Err(error) = self.share.end_claimed(&key, &flow, &tenant, now) {
-                tracing::warn!(event = "kernel.flow", name = tenant, %error, "a former flow stays in the kernel");
+        for Continued { holder, key, flow, .. } in self.continued.extract_if(.., is_it) {
+            if let Err(error) = self.share.end_claimed(&key, &flow, &holder, now) {
+                let name = holder.stream();
+                tracing::warn!(event = "kernel.flow", name, %error, "a former flow stays in the kernel");
             }
         }
     }

@@ -14,7 +14,7 @@ use msm_media::{
 
 use super::model::{Copy, Model};
 use crate::kernel::hop::{Hop, Ingress, Rung, UserReason};
-use crate::kernel::slots::{Extent, Quota, Slots};
+use crate::kernel::slots::{Extent, Holder, Quota, Slots};
 use crate::user::offload::{Candidate, Epoch, Kernel, Offload, Plan, Source};
 
 /// Random numbers that a seed fixes (SplitMix64).
@@ -137,7 +137,7 @@ impl World {
             now,
             epoch: Epoch::new(now, model.nanos),
             model,
-            slots: Slots::new(&extent, Quota { part: 1.0, floor: 1 }),
+            slots: Slots::new(&extent, Quota::NONE),
             offload: Offload::new("camera".to_owned()),
             media: TrackInput::new(now, config),
             batch: Batch::default(),
@@ -503,8 +503,8 @@ impl World {
 
     /// Indices of flow statistics that others would be given now.
     pub(crate) fn rest(&mut self) -> Vec<u32> {
-        let now = self.now;
-        std::iter::from_fn(|| self.slots.take_flow("others", now).ok()).collect()
+        let (now, others) = (self.now, Holder::new("others", [10, 0, 0, 3].into()));
+        std::iter::from_fn(|| self.slots.take_flow(&others, now).ok()).collect()
     }
 
     /// What every viewer got, and what was counted.
