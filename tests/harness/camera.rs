@@ -127,11 +127,13 @@ pub struct GstCamera<'a> {
     pub only: Option<Transport>,
     /// SSRC of the first track; the next track takes the next number. None: random.
     pub ssrc: Option<u32>,
+    /// Goes on sending datagrams when the RTSP connection is lost, until the session times out.
+    pub stays: bool,
 }
 
 impl Default for GstCamera<'_> {
     fn default() -> Self {
-        Self { address: "127.0.0.1", port: 0, digest: None, only: None, ssrc: None }
+        Self { address: "127.0.0.1", port: 0, digest: None, only: None, ssrc: None, stays: false }
     }
 }
 
@@ -154,6 +156,9 @@ pub fn serve_with_gstreamer(
         .args(["--transport", camera.only.map_or("any", Transport::name)]);
     if let Some(digest) = camera.digest {
         launch = launch.args(["--digest", digest]);
+    }
+    if camera.stays {
+        launch = launch.arg("--stays");
     }
     if let Some(ssrc) = camera.ssrc {
         launch = launch.args(["--ssrc", &ssrc.to_string()]);

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
-use msm_fastpath::{FlowEntry, FlowKey, LegStats};
+use aya::maps::{HashMap, Map, MapData};
+use msm_fastpath::{FlowEntry, FlowKey};
 use msm_tests::camera::{Stage, Transport};
 use msm_tests::probe::Player;
 use msm_tests::process::Scratch;
@@ -134,16 +134,9 @@ impl House {
     /// Copies that the kernel's program has sent, by its own counters, and the mode of every flow.
     pub(crate) fn in_kernel(&self) -> Result<(u64, Vec<u8>)> {
         let pins = self.scene.pins().context("pinned while it runs")?;
-        let map =
-            |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(pins.join(name))?)?) };
-        let stats: PerCpuArray<_, LegStats> = map("LEG_STATS")?.try_into()?;
-        let flows: HashMap<_, FlowKey, FlowEntry> = map("FLOWS")?.try_into()?;
-        let mut sent = 0;
-        // Ids are given from the first on.
-        for id in 0..64 {
-            sent += stats.get(&id, 0)?.iter().map(|stats| stats.packets).sum::<u64>();
-        }
-        Ok((sent, flows.iter().filter_map(Result::ok).map(|(_, flow)| flow.mode).collect()))
+        let map = Map::from_map_data(MapData::from_pin(pins.join("FLOWS"))?)?;
+        let flows: HashMap<_, FlowKey, FlowEntry> = map.try_into()?;
+        Ok((self.scene.copies()?, flows.iter().filter_map(Result::ok).map(|(_, flow)| flow.mode).collect()))
     }
 
     /// What each leg has been sent by its counters.

@@ -1,13 +1,11 @@
 //! Forwarding goes on without the process that set it up, and the next one takes it over.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::MapData;
-use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{SchedClassifier, TcAttachType};
 use msm_tests::privilege::environment;
 use rtp_proxy::commands;
@@ -15,7 +13,7 @@ use rtp_proxy::kernel::hop::Rung;
 use rtp_proxy::kernel::service::{KernelPath, Settings};
 use rtp_proxy::kernel::table::Table as _;
 
-use crate::kernel_scene::{Held, LIMIT, Scene, Traffic, account, child, flow_key, pins_in};
+use crate::kernel_scene::{Held, LIMIT, Scene, Traffic, account, child, flow_key, ids, pins_in};
 
 /// Names the folder of the process that is killed.
 const ENV_HOLDER: &str = "MSM_TEST_HOLDER";
@@ -74,22 +72,6 @@ fn kill(mut process: Child) -> Result<()> {
     Ok(())
 }
 
-/// Ids of every map and link in a directory of pins, by name.
-fn ids(pins: &Path) -> Result<Vec<(String, u32)>> {
-    let mut ids = Vec::new();
-    for entry in fs::read_dir(pins)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("link-") {
-            ids.push((name, FdLink::from(PinnedLink::from_pin(&path)?).info()?.id()));
-        } else if name.chars().all(|c| c.is_ascii_uppercase() || c == '_') {
-            ids.push((name, MapData::from_pin(&path)?.info()?.id()));
-        }
-    }
-    ids.sort();
-    Ok(ids)
-}
-
 #[test]
 fn a_killed_proxy_loses_no_packet_and_the_next_one_claims_maps_links_and_flow() -> Result<()> {
     let test = "a_killed_proxy_loses_no_packet_and_the_next_one_claims_maps_links_and_flow";
@@ -98,7 +80,7 @@ fn a_killed_proxy_loses_no_packet_and_the_next_one_claims_maps_links_and_flow() 
     assert_eq!(word, "forwards");
     let traffic = Traffic::start(&scene, PORT)?;
     let mut seqs = traffic.pass(200)?;
-    let before = ids(&scene.pins().context("pinned")?)?;
+    let before = scene.ids()?;
     kill(first)?;
     seqs.extend(traffic.pass(200)?);
     let (second, word) = holder(&scene)?;
@@ -106,7 +88,7 @@ fn a_killed_proxy_loses_no_packet_and_the_next_one_claims_maps_links_and_flow() 
     let packets: u64 = word.rsplit(' ').nth(1).unwrap().parse()?;
     assert!(packets >= 400, "counters go on: {word}");
     seqs.extend(traffic.pass(200)?);
-    assert_eq!(ids(&scene.pins().context("pinned")?)?, before);
+    assert_eq!(scene.ids()?, before);
     kill(second)?;
     let (sent, rest) = traffic.end()?;
     seqs.extend(rest);
@@ -154,7 +136,7 @@ fn the_state_of_another_version_is_replaced() -> Result<()> {
     let traffic = Traffic::start(&scene, PORT)?;
     traffic.pass(20)?;
     traffic.end()?;
-    let new = ids(&scene.pins().context("pinned")?)?;
+    let new = scene.ids()?;
     assert!(new.iter().all(|id| !old.contains(id)), "{new:?}");
     held.path.stop(false);
     Ok(())

@@ -9,9 +9,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Map, MapData, PerCpuArray};
+use aya::programs::links::{FdLink, PinnedLink};
 use msm_fastpath::csum::Delta;
 use msm_fastpath::{
-    Admission, FlowEntry, FlowKey, FlowKind, FlowStats, Gate, GroupMode, LegEntry, PayloadTypes, RtpEdit,
+    Admission, FlowEntry, FlowKey, FlowKind, FlowStats, Gate, GroupMode, LegEntry, LegStats, PayloadTypes,
+    RtpEdit,
 };
 use msm_tests::lab::{Lab, Node};
 use msm_tests::privilege::{Need, granted, skip};
@@ -128,6 +131,24 @@ impl Scene {
         pins_in(&self.bpffs.path())
     }
 
+    /// Ids of every map and link of it, by name.
+    pub(crate) fn ids(&self) -> Result<Vec<(String, u32)>> {
+        ids(&self.pins().context("nothing is pinned")?)
+    }
+
+    /// Copies that the kernel's program has sent, by its own counters.
+    pub(crate) fn copies(&self) -> Result<u64> {
+        let pins = self.pins().context("nothing is pinned")?;
+        let map = Map::from_map_data(MapData::from_pin(pins.join("LEG_STATS"))?)?;
+        let stats: PerCpuArray<_, LegStats> = map.try_into()?;
+        let mut sent = 0;
+        // Ids are given from the first on.
+        for id in 0..64 {
+            sent += stats.get(&id, 0)?.iter().map(|stats| stats.packets).sum::<u64>();
+        }
+        Ok(sent)
+    }
+
     /// Filters on the ingress of the camera's interface, as `tc` shows them.
     pub(crate) fn filters(&self) -> Result<String> {
         self.node.output("tc", &["filter", "show", "dev", &self.inner, "ingress"])
@@ -146,6 +167,22 @@ pub(crate) fn pins_in(bpffs: &Path) -> Option<PathBuf> {
         entries.into_iter().next()
     };
     first(first(first(bpffs.join("msm"))?)?)
+}
+
+/// Ids of every map and link in a directory of pins, by name.
+pub(crate) fn ids(pins: &Path) -> Result<Vec<(String, u32)>> {
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(pins)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("link-") {
+            ids.push((name, FdLink::from(PinnedLink::from_pin(&path)?).info()?.id()));
+        } else if name.chars().all(|c| c.is_ascii_uppercase() || c == '_') {
+            ids.push((name, MapData::from_pin(&path)?.info()?.id()));
+        }
+    }
+    ids.sort();
+    Ok(ids)
 }
 
 /// A running kernel path and its only worker's end.

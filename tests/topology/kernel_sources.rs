@@ -291,10 +291,12 @@ fn a_planned_upgrade_under_kernel_legs_loses_nothing_and_counts_on() -> Result<(
     for upgrade in 1..=3 {
         on_tcx(&house.proxy)?;
         std::thread::sleep(Duration::from_millis(700));
-        let before = counters(&house.proxy)?;
+        let (before, ids) = (counters(&house.proxy)?, house.scene.ids()?);
+        assert!(ids.len() >= 9, "eight maps and a link: {ids:?}");
         let stage = Stage::inside(house.scratch.path(), &house.scene.node);
         house.proxy.upgrade(stage, &format!("proxy-{upgrade}"))?;
         let after = counters(&house.proxy)?;
+        assert_eq!(house.scene.ids()?, ids, "maps and links are the same ones after upgrade {upgrade}");
         assert_eq!(before.len(), after.len());
         assert!(before.iter().zip(&after).all(|(before, after)| before <= after), "{before:?} {after:?}");
     }

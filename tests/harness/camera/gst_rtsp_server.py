@@ -117,6 +117,7 @@ def main():
     parser.add_argument("--transport", choices=["udp", "tcp", "any"], default="any")
     parser.add_argument("--mtu", type=int, default=1400)
     parser.add_argument("--ssrc", type=int)
+    parser.add_argument("--stays", action="store_true", help="sessions outlive their connection")
     args = parser.parse_args()
 
     Gst.init(None)
@@ -145,6 +146,7 @@ def main():
     factory.set_launch("( " + " ".join(launch) + " )")
     factory.set_shared(True)
     factory.set_latency(0)
+    factory.set_stop_on_disconnect(not args.stays)
     allowed = {
         "udp": GstRtsp.RTSPLowerTrans.UDP,
         "tcp": GstRtsp.RTSPLowerTrans.TCP,

@@ -1,6 +1,6 @@
 //! Probe sources: they publish to the proxy at a stated load.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -122,7 +122,7 @@ fn drive(cameras: &mut [Camera], load: Load, stop: &AtomicBool, unsent: &AtomicU
             for number in sent..due {
                 build(&mut packet[4..], camera.number, number, camera.start, ticks, number + 1 == due);
                 let done = match &mut camera.output {
-                    Output::Udp(socket) => socket.send(&packet[4..]).is_ok(),
+                    Output::Udp(socket) => send(socket, &packet[4..]),
                     Output::Tcp(stream) => {
                         let length = (load.packet_bytes as u16).to_be_bytes();
                         packet[..4].copy_from_slice(&[b'$', 0, length[0], length[1]]);
@@ -136,6 +136,16 @@ fn drive(cameras: &mut [Camera], load: Load, stop: &AtomicBool, unsent: &AtomicU
             camera.sent.store(sent.max(due), Ordering::Relaxed);
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What ICMP said of an earlier packet, as of one to a proxy that was killed, is told by the next call, which then
+/// sends nothing: a camera that does not connect its socket never hears of it.
+fn send(socket: &UdpSocket, packet: &[u8]) -> bool {
+    let is_refused = |error: &std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+    match socket.send(packet) {
+        Err(error) if is_refused(&error) => socket.send(packet).is_ok(),
+        sent => sent.is_ok(),
     }
 }
 
