@@ -24,6 +24,7 @@ pub mod privileges;
 pub mod probe;
 mod selftest;
 pub mod service;
+mod settling;
 pub mod share;
 pub mod slots;
 pub mod table;

@@ -4,7 +4,6 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -259,6 +258,3 @@ impl Notices {
         }
     }
 }
-
-/// How long to wait after a change of routes before they are asked for: a daemon changes many at once.
-pub(super) const SETTLE: Duration = Duration::from_millis(20);

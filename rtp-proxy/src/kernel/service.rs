@@ -24,9 +24,10 @@ use super::hops::{Hops, REFRESH};
 use super::ladder::{Ladder, Pinning, tc_handle};
 use super::load::{Capacity, Kernel};
 use super::names::Names;
-use super::netlink::{Notice, Notices, Requests, SETTLE};
+use super::netlink::{Notice, Notices, Requests};
 use super::pins::{self, Lock};
 use super::selftest::SelfTest;
+use super::settling::Settling;
 use super::share::{Left, Share, returned};
 use super::slots::{Extent, Quota, Slots};
 use super::tables::{KernelTable, PortsWritten};
@@ -311,7 +312,8 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
         grace: start.grace,
         batcher,
         events: Events::new(start.names),
-        settle_at: None,
+        settling: Settling::new(Instant::now()),
+        notices_lost: false,
         refresh_at: Instant::now() + REFRESH,
         lock: start.lock,
         instance: start.instance,
@@ -332,7 +334,8 @@ struct Service {
     grace: Option<Grace>,
     batcher: Batcher,
     events: Events,
-    settle_at: Option<Instant>,
+    settling: Settling,
+    notices_lost: bool,
     refresh_at: Instant,
     /// `None` until the process that was taken over from has gone.
     lock: Option<Lock>,
@@ -364,8 +367,8 @@ impl Service {
         loop {
             let late = self.hops.deliver();
             let wake = self.wake(late);
+            // In turns: whoever has much to say does not keep the others waiting, nor the clock.
             tokio::select! {
-                biased;
                 control = controlled.recv() => match control {
                     Some(Control::Status(to)) => { to.send(self.world.status(&self.batcher)).ok(); }
                     Some(Control::Stop { leave }) => return (self.world.ladder, leave),
@@ -405,7 +408,7 @@ impl Service {
         let grace = self.grace.as_ref().map(|grace| grace.over);
         let lock = self.lock.is_none().then(|| Instant::now() + LOCK_AGAIN);
         let batcher = self.batcher.poll_timeout(&self.world.ladder);
-        [again, grace, lock, batcher, self.settle_at, self.hops.poll_timeout()]
+        [again, grace, lock, batcher, self.settling.poll_timeout(), self.hops.poll_timeout()]
             .into_iter()
             .flatten()
             .fold(self.refresh_at, Instant::min)
@@ -428,13 +431,13 @@ impl Service {
                 }
                 Notice::Lost => {
                     debug!(event = "kernel.netlink", "notices were lost: everything is read again");
-                    self.world.links(&mut self.hops);
+                    self.notices_lost = true;
                     self.hops.unsettle();
                 }
             }
         }
-        if self.hops.is_unsettled() && self.settle_at.is_none() {
-            self.settle_at = Some(now + SETTLE);
+        if self.hops.is_unsettled() {
+            self.settling.note(now);
         }
     }
 
@@ -462,11 +465,14 @@ impl Service {
             self.world.tests.forget(None);
             self.world.links(&mut self.hops);
             self.hops.unsettle();
-            self.settle_at = Some(now);
+            self.settling.note(now);
         }
-        if self.settle_at.is_some_and(|at| at <= now) {
-            self.settle_at = None;
+        if self.settling.take(now) {
+            if std::mem::take(&mut self.notices_lost) {
+                self.world.links(&mut self.hops);
+            }
             self.hops.settle(now, &mut self.world);
+            self.settling.done(now, Instant::now());
         }
         self.hops.handle_timeout(now, &mut self.world);
         if let Some(grace) = self.grace.take_if(|grace| grace.over <= now) {

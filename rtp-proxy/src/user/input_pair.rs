@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 use super::io_buffers::IoBuffers;
+use super::offload::Certain;
 use super::stream::Stream;
 use super::udp::{self, Bound};
 use super::worker::{Kind, Shared};
@@ -30,8 +31,10 @@ struct Route {
     id: StreamId,
     stream: Weak<RefCell<Stream>>,
     track: TrackId,
-    /// Everything that it may send finds its flow in the kernel.
-    certain: bool,
+    /// As of [`InputPair::note_certain`].
+    certain: Option<Certain>,
+    /// The kernel was told to drop what strangers send to the RTP port at the address that it sends to.
+    closed: bool,
 }
 
 /// An open pair.
@@ -42,8 +45,6 @@ pub(crate) struct InputPair {
     pub(crate) rtcp: Rc<AsyncFd<UdpSocket>>,
     pub(crate) receive_buffer: usize,
     routes: RefCell<Vec<Route>>,
-    /// The kernel was told to drop what strangers send to the RTP port.
-    pub(crate) closed: Cell<bool>,
     tasks: RefCell<Vec<AbortHandle>>,
     /// Drop counters of both sockets as last seen.
     overflow: [Cell<u32>; 2],
@@ -66,7 +67,6 @@ impl InputPair {
             rtp: Rc::new(udp::readable(rtp.socket)?),
             rtcp: Rc::new(udp::readable(rtcp.socket)?),
             routes: RefCell::default(),
-            closed: Cell::default(),
             tasks: RefCell::default(),
             overflow: Default::default(),
         });
@@ -104,17 +104,19 @@ impl InputPair {
     ) {
         let mut routes = self.routes.borrow_mut();
         routes.retain(|route| route.peer != peer);
-        routes.push(Route { peer, id, stream: Rc::downgrade(stream), track, certain: false });
+        routes.push(Route { peer, id, stream: Rc::downgrade(stream), track, certain: None, closed: false });
     }
 
-    /// Whether everything that the source of a track may send finds its flow in the kernel. Returns whether that
-    /// holds of all who are served here: then nobody else has anything to send to the RTP port.
-    pub(crate) fn note_certain(&self, stream: StreamId, track: TrackId, certain: bool) -> bool {
+    /// Takes in by what it is told whether everything that the source of a track may send finds its flow in the kernel.
+    /// Where that holds of all who are served here, nobody else has anything to send to the RTP port. Returns whether the
+    /// port is to be closed at the address that the source sends to; `None` where it is open and stays so.
+    pub(crate) fn note_certain(&self, stream: StreamId, track: TrackId, certain: &Certain) -> Option<bool> {
         let mut routes = self.routes.borrow_mut();
-        let found = routes.iter_mut().find(|route| route.id == stream && route.track == track);
-        let Some(route) = found else { return false };
-        route.certain = certain;
-        routes.iter().all(|route| route.certain)
+        let found = routes.iter().position(|route| route.id == stream && route.track == track)?;
+        routes.get_mut(found)?.certain.get_or_insert_with(|| Rc::clone(certain));
+        let close = routes.iter().all(|route| route.certain.as_ref().is_some_and(|certain| certain.get()));
+        let was_closed = std::mem::replace(&mut routes.get_mut(found)?.closed, close);
+        (close || was_closed).then_some(close)
     }
 
     /// Serves a camera address no longer for this track; one that has taken it over meanwhile keeps it.

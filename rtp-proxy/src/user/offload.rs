@@ -18,7 +18,9 @@
 //! moment, so nothing that relies on the new one happens within [`GRACE`]. What comes up while the kernel is
 //! alone was not forwarded: it is the worker's.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use msm_fastpath::{FlowKey, LegStats, RtpEdit};
@@ -107,10 +109,15 @@ pub(crate) struct Candidate {
     pub(crate) plan: Result<Plan, UserReason>,
 }
 
+/// See [`Offload::certain`]. It becomes true when source and legs are looked at, and false at once, with the flow or
+/// with a packet that came up past the program.
+pub(crate) type Certain = Rc<Cell<bool>>;
+
 /// One track.
 #[derive(Debug)]
 pub(crate) struct Offload {
     stream: String,
+    certain: Certain,
     flow: Option<Flow>,
     legs: Vec<Leg>,
     /// Run of the flow, or of the last one.
@@ -132,6 +139,7 @@ impl Offload {
     pub(crate) fn new(stream: String) -> Self {
         Self {
             stream,
+            certain: Certain::default(),
             flow: None,
             legs: Vec::new(),
             run: 0,
@@ -148,9 +156,13 @@ impl Offload {
         self.flow.is_none() && self.legs.iter().all(|leg| leg.place == Place::User)
     }
 
-    /// Whether everything that the source sends finds its flow, as far as can be seen: the program has seen a packet of
-    /// it lately, and nothing came up past the program.
-    pub(crate) fn is_certain(&self, now: Instant) -> bool {
+    /// Whether everything that the source sends finds its flow, for whoever drops what does not.
+    pub(crate) fn certain(&self) -> &Certain {
+        &self.certain
+    }
+
+    /// As far as can be seen: the program has seen a packet of it lately, and nothing came up past the program.
+    fn is_certain(&self, now: Instant) -> bool {
         let lately = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
         self.flow.as_ref().is_some_and(|flow| flow.met && lately(flow.arrived) && !lately(flow.strayed_at))
     }
@@ -221,6 +233,7 @@ impl Offload {
             self.fail(now, kernel, media, error);
         }
         self.step(now, kernel, media);
+        self.certain.set(self.is_certain(now));
     }
 
     fn entry(&mut self, leg: LegId, now: Instant) -> &mut Leg {

@@ -87,6 +87,7 @@ impl Offload {
             flow.bypassed = if strayed { flow.bypassed + 1 } else { 0 };
             if unseen.any {
                 flow.strayed_at = Some(now);
+                self.certain.set(false);
             }
         }
         if is_over {

@@ -212,6 +212,7 @@ impl Offload {
     /// what it names, for it would send to them.
     fn close(&mut self, now: Instant, kernel: &mut Kernel<'_>) {
         let Some(flow) = self.flow.take() else { return };
+        self.certain.set(false);
         let removed = kernel.table.remove_flow(&flow.source.key()).is_ok();
         for leg in &mut self.legs {
             leg.settle_stop(now, &flow, kernel, true);

@@ -120,7 +120,7 @@ fn a_source_that_comes_in_by_another_way_too_is_not_certain() {
     let mut world = steady(14, 1);
     world.join(true);
     world.settle();
-    assert!(world.offload.is_certain(world.now));
+    assert!(world.offload.certain().get());
     // Every packet but each fourth passes the program, which copies it for the viewer over TCP.
     for number in 0..43 {
         world.model.detached = number % 4 == 0;
@@ -132,12 +132,31 @@ fn a_source_that_comes_in_by_another_way_too_is_not_certain() {
         world.tick();
     }
     world.reconcile();
-    assert!(!world.offload.is_certain(world.now));
+    assert!(!world.offload.certain().get());
     world.model.detached = false;
     world.settle();
     world.settle();
-    assert!(world.offload.is_certain(world.now), "that was long ago");
+    assert!(world.offload.certain().get(), "that was long ago");
     world.check_all();
+}
+
+#[test]
+fn a_flow_that_ends_is_certain_no_more_before_anybody_looks() {
+    let mut world = steady(15, 1);
+    let certain = world.offload.certain().clone();
+    assert!(certain.get());
+    world.restart();
+    world.send(5);
+    while world.has_work() {
+        world.work();
+    }
+    assert!(world.model.flows.is_empty(), "the source is another one");
+    assert!(!certain.get(), "its packets have no flow now");
+    world.settle();
+    world.settle();
+    assert!(certain.get());
+    world.leave(0);
+    assert!(!certain.get());
 }
 
 #[test]

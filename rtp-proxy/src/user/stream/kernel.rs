@@ -139,10 +139,9 @@ impl Stream {
             due |= offload.due().is_some();
             if let Some(Input { row, entry: Entry::Udp { pair, .. }, .. }) = &track.input {
                 // Strangers are dropped before they cost more than a look; whatever may change lets them in first.
-                let close = pair.note_certain(self.id, row.track, offload.is_certain(now));
-                let value = close.then_some(PortKey::STRICT);
-                if (pair.closed.replace(close) || close)
+                if let Some(close) = pair.note_certain(self.id, row.track, offload.certain())
                     && let Some(local) = pair.local(row).filter(|local| !local.ip().is_unspecified())
+                    && let value = close.then_some(PortKey::STRICT)
                     && let Err(error) = hands.table.put_port(&PortKey::new(local), value)
                 {
                     tracing::debug!(event = "kernel.port", %local, close, %error);

@@ -1,7 +1,7 @@
 //! A worker's end of the kernel path: its share of the tables, whom an answer concerns, and what is due soon.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub(crate) struct KernelEnd {
     epoch: Epoch,
     wanted: HashMap<Want, Vec<StreamId>>,
     /// Streams that have something to do in a moment.
-    due: Vec<StreamId>,
+    due: BTreeSet<StreamId>,
     /// Nothing goes to the kernel: the proxy is being handed over.
     rests: bool,
     /// A leg was paused; see [`Stream::is_stopping`].
@@ -59,7 +59,7 @@ impl KernelEnd {
             share,
             epoch,
             wanted: HashMap::new(),
-            due: Vec::new(),
+            due: BTreeSet::new(),
             rests: false,
             stopping: false,
             continued: Vec::new(),
@@ -191,9 +191,7 @@ impl Shared {
 
     /// As [`Shared::note_due`], by whoever has the path in hand.
     pub(crate) fn wake_due(&self, stream: StreamId, kernel: &mut KernelEnd) {
-        if !kernel.due.contains(&stream) {
-            kernel.due.push(stream);
-        }
+        kernel.due.insert(stream);
         self.due.notify_one();
     }
 
@@ -255,6 +253,16 @@ impl Shared {
     }
 }
 
+/// Streams that are seen to before packets get their turn: a route that changes may concern thousands.
+const STREAMS_AT_ONCE: usize = 32;
+
+/// Lets other tasks of the worker go on, now and then.
+async fn let_others(nth: usize) {
+    if nth % STREAMS_AT_ONCE == STREAMS_AT_ONCE - 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Does what streams have to do a moment after they said so.
 pub(super) async fn pace(shared: Rc<Shared>) {
     loop {
@@ -262,9 +270,9 @@ pub(super) async fn pace(shared: Rc<Shared>) {
         tokio::time::sleep(GRACE).await;
         let Ok(kernel) = &shared.kernel else { return };
         let due = std::mem::take(&mut kernel.borrow_mut().due);
-        let now = Instant::now();
-        for stream in due.into_iter().filter_map(|stream| shared.stream(stream)) {
-            stream.borrow_mut().pace(now, &mut shared.io.borrow_mut(), &shared);
+        for (nth, stream) in due.into_iter().filter_map(|stream| shared.stream(stream)).enumerate() {
+            let_others(nth).await;
+            stream.borrow_mut().pace(Instant::now(), &mut shared.io.borrow_mut(), &shared);
         }
     }
 }
@@ -275,15 +283,14 @@ pub(super) async fn take_notes(shared: Rc<Shared>, mut inbox: Inbox) {
         let mut note = Some(inbox.next().await);
         let Ok(kernel) = &shared.kernel else { return };
         let now = Instant::now();
-        let mut streams = Vec::new();
+        let mut streams = BTreeSet::new();
         while let Some(next) = note {
             streams.extend(kernel.borrow_mut().take(next, now));
             note = inbox.try_next();
         }
-        streams.sort_unstable();
-        streams.dedup();
-        for stream in streams.into_iter().filter_map(|stream| shared.stream(stream)) {
-            stream.borrow_mut().reconcile(now, &shared);
+        for (nth, stream) in streams.into_iter().filter_map(|stream| shared.stream(stream)).enumerate() {
+            let_others(nth).await;
+            stream.borrow_mut().reconcile(Instant::now(), &shared);
         }
     }
 }
