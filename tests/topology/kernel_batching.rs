@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use msm_tests::bench::cpu::{KernelThreads, pin, pin_task};
 use msm_tests::camera::{Stage, Transport};
 use msm_tests::lab::Node;
 use msm_tests::probe::wire::{Rtp, word_at};
@@ -24,11 +25,15 @@ const OUTPUT: [&str; 2] = ["10.7.2.1", "fd07:2::1"];
 const MARK: [u8; 2] = [0x65, 0x88];
 /// Longer than a proxy stays with what it decided last.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// So many that bursts of 32 pay.
+const VIEWERS: u8 = 8;
 
 pub(crate) struct House {
     pub(crate) proxy: Proxy,
     pub(crate) publisher: Publisher,
     pub(crate) player: Player,
+    /// Others who watch; what they get is not looked at.
+    audience: Vec<Player>,
     pub(crate) number: u32,
     pub(crate) scene: Scene,
     scratch: Scratch,
@@ -74,6 +79,11 @@ fn buffers(node: &Node) -> Result<u64> {
 impl House {
     /// Nothing where the test cannot run here.
     pub(crate) fn new(test: &str, family: usize, flags: &[&str]) -> Result<Option<Self>> {
+        Self::watched(test, family, flags, 1)
+    }
+
+    /// The same with so many viewers.
+    fn watched(test: &str, family: usize, flags: &[&str], viewers: usize) -> Result<Option<Self>> {
         let Some(scene) = Scene::new(test)? else { return Ok(None) };
         let scratch = Scratch::new("batching")?;
         let stage = Stage::inside(scratch.path(), &scene.node);
@@ -88,7 +98,19 @@ impl House {
             Ok(())
         };
         let player = scene.viewer.inside(|| Player::play_after(&url, Transport::Udp, first))??;
-        Ok(Some(Self { proxy, publisher, player, number, scene, scratch }))
+        let mut house = Self { proxy, publisher, player, audience: Vec::new(), number, scene, scratch };
+        for _ in 1..viewers {
+            let scene = &house.scene;
+            let player = scene.viewer.inside(|| {
+                Player::play_after(&url, Transport::Udp, || {
+                    house.publisher.send(0, &packet(house.number))?;
+                    house.number += 1;
+                    Ok(())
+                })
+            })??;
+            house.audience.push(player);
+        }
+        Ok(Some(house))
     }
 
     /// The camera sends so many packets at once.
@@ -111,16 +133,30 @@ impl House {
             for _ in 0..10 {
                 self.burst(burst)?;
                 std::thread::sleep(Duration::from_millis(20));
-                self.player.receive();
+                self.receive();
             }
-            let document: Value = serde_json::from_str(&self.proxy.get("/v1/streams")?)?;
-            let interfaces = document["kernel"]["interfaces"].as_array().context("interfaces")?;
-            let interface = interfaces.iter().find(|interface| interface["name"] == *self.scene.inner);
-            if interface.is_some_and(&mut done) {
+            let interface = self.interface()?;
+            if done(&interface) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "waited for {what}: {document:#}");
+            ensure!(Instant::now() < deadline, "waited for {what}: {interface:#}");
         }
+    }
+
+    fn receive(&mut self) {
+        self.player.receive();
+        for other in &mut self.audience {
+            other.receive();
+            other.media[0].clear();
+        }
+    }
+
+    /// What the proxy says about the camera's interface.
+    fn interface(&self) -> Result<Value> {
+        let document: Value = serde_json::from_str(&self.proxy.get("/v1/streams")?)?;
+        let interfaces = document["kernel"]["interfaces"].as_array().context("interfaces")?;
+        let interface = interfaces.iter().find(|interface| interface["name"] == *self.scene.inner);
+        Ok(interface.cloned().unwrap_or_default())
     }
 
     fn until_merged(&mut self) -> Result<()> {
@@ -169,7 +205,9 @@ impl House {
 
 #[test]
 fn bursts_are_merged_while_they_come_and_singles_are_not() -> Result<()> {
-    let Some(mut house) = House::new("bursts_are_merged_while_they_come_and_singles_are_not", 0, &[])? else {
+    let Some(mut house) =
+        House::watched("bursts_are_merged_while_they_come_and_singles_are_not", 0, &[], VIEWERS.into())?
+    else {
         return Ok(());
     };
     let before = settings(&house.scene)?;
@@ -178,10 +216,11 @@ fn bursts_are_merged_while_they_come_and_singles_are_not() -> Result<()> {
     for _ in 0..200 {
         house.burst(32)?;
         std::thread::sleep(Duration::from_millis(5));
-        house.player.receive();
+        house.receive();
     }
     house.is_whole()?;
-    let (sent, received) = (u64::from(house.number - sent), buffers(&house.scene.viewer)? - received);
+    let sent = u64::from(house.number - sent) * u64::from(VIEWERS);
+    let received = buffers(&house.scene.viewer)? - received;
     // How many depends on what the machine has to do beside.
     assert!(received < sent, "{sent} packets came to the viewer in {received} buffers");
     house.until("singles to be let go", 1, |interface| interface["batching"]["on"] == false)?;
@@ -199,7 +238,7 @@ fn bursts_are_merged_while_they_come_and_singles_are_not() -> Result<()> {
 #[test]
 fn merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back() -> Result<()> {
     let test = "merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back";
-    let Some(mut house) = House::new(test, 0, &[])? else { return Ok(()) };
+    let Some(mut house) = House::watched(test, 0, &[], VIEWERS.into())? else { return Ok(()) };
     house.scene.node.output("ethtool", &["-K", &house.scene.inner, "gro", "on"])?;
     let before = settings(&house.scene)?;
     house.until_merged()?;
@@ -208,7 +247,7 @@ fn merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back() -> R
     for _ in 0..50 {
         house.burst(32)?;
         std::thread::sleep(Duration::from_millis(5));
-        house.player.receive();
+        house.receive();
     }
     house.is_whole().context("without a proxy")?;
     let stage = Stage::inside(house.scratch.path(), &house.scene.node);
@@ -230,7 +269,7 @@ fn merging_outlives_a_killed_proxy_and_uninstall_gives_the_interface_back() -> R
 #[test]
 fn merging_that_was_switched_off_by_the_next_start_is_undone_there() -> Result<()> {
     let test = "merging_that_was_switched_off_by_the_next_start_is_undone_there";
-    let Some(mut house) = House::new(test, 0, &[])? else { return Ok(()) };
+    let Some(mut house) = House::watched(test, 0, &[], VIEWERS.into())? else { return Ok(()) };
     let before = settings(&house.scene)?;
     house.until_merged()?;
     house.kill()?;
@@ -245,7 +284,7 @@ fn merging_that_was_switched_off_by_the_next_start_is_undone_there() -> Result<(
 #[test]
 fn a_planned_upgrade_keeps_bursts_merged_and_its_end_gives_the_interface_back() -> Result<()> {
     let test = "a_planned_upgrade_keeps_bursts_merged_and_its_end_gives_the_interface_back";
-    let Some(mut house) = House::new(test, 0, &[])? else { return Ok(()) };
+    let Some(mut house) = House::watched(test, 0, &[], VIEWERS.into())? else { return Ok(()) };
     let before = settings(&house.scene)?;
     house.until_merged()?;
     let merged = settings(&house.scene)?;
@@ -260,4 +299,69 @@ fn a_planned_upgrade_keeps_bursts_merged_and_its_end_gives_the_interface_back() 
     house.proxy.terminate(LIMIT)?;
     assert_eq!(settings(&house.scene)?, before);
     Ok(())
+}
+
+#[test]
+fn bursts_for_more_viewers_than_the_backlog_has_room_for_are_not_merged() -> Result<()> {
+    let test = "bursts_for_more_viewers_than_the_backlog_has_room_for_are_not_merged";
+    // A network namespace cannot read the machine's setting, so the kernel's default counts: 1,000.
+    let Some(mut house) = House::watched(test, 0, &[], 16)? else { return Ok(()) };
+    let before = settings(&house.scene)?;
+    let reason = |interface: &Value| interface["batching"]["reason"].as_str().unwrap_or_default().to_owned();
+    house.until("a reason", 32, |interface| reason(interface).contains("net.core.netdev_max_backlog"))?;
+    // One viewer less, and 64 packets of a poll fit.
+    assert_eq!(settings(&house.scene)?, before);
+    house.audience.pop().context("a viewer")?.ask("TEARDOWN")?;
+    house.until_merged()?;
+    assert_eq!(reason(&house.interface()?), "");
+    house.is_whole()?;
+    house.proxy.terminate(LIMIT)
+}
+
+#[test]
+fn a_ring_that_overflows_is_counted_and_let_go() -> Result<()> {
+    let threads = KernelThreads::named("napi/")?;
+    let test = "a_ring_that_overflows_is_counted_and_let_go";
+    let Some(mut house) = House::watched(test, 0, &[], VIEWERS.into())? else { return Ok(()) };
+    let before = settings(&house.scene)?;
+    house.until_merged()?;
+    house.is_whole()?;
+    let lost = |proxy: &Proxy| proxy.metric("msm_dropped_packets_total", &["\"ring_full\""]);
+    ensure!(lost(&house.proxy)? == 0.0, "something was lost already");
+    // A sender waits for its own packets before 256 are on their way, unless it has asked for more room.
+    house.publisher.force_send_buffer(0, 8 << 20)?;
+    // The thread that reads the ring gets no time while the camera sends: as on a machine that has much to do.
+    pin(0)?;
+    let ours = format!("napi/{}-", house.scene.inner);
+    for pid in KernelThreads::named(&ours)?.since(&threads).pids() {
+        pin_task(*pid, 0)?;
+        house.scene.node.output("chrt", &["--idle", "--pid", "0", &pid.to_string()])?;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while house.interface()?["batching"]["on"] == true {
+        ensure!(Instant::now() < deadline, "still merged: {:#}", house.interface()?);
+        // On average they are short enough.
+        for burst in [32, 32, 32, 32, 600] {
+            house.burst(burst)?;
+            std::thread::sleep(Duration::from_millis(40));
+            house.receive();
+        }
+    }
+    assert_eq!(settings(&house.scene)?, before);
+    let log = house.proxy.process.log();
+    assert!(log.contains("had no room for"), "{log}");
+    assert!(lost(&house.proxy)? > 0.0, "not counted");
+    // What waited in the ring is there before this one.
+    house.burst(1)?;
+    let last = house.number - 1;
+    let is_there = |player: &Player| player.media[0].last().is_some_and(|packet| word_at(packet, 14) == last);
+    house.player.wait("the end of what was merged", LIMIT, || Ok(()), is_there)?;
+    house.player.media[0].clear();
+    for _ in 0..50 {
+        house.burst(32)?;
+        std::thread::sleep(Duration::from_millis(5));
+        house.receive();
+    }
+    house.is_whole()?;
+    house.proxy.terminate(LIMIT)
 }

@@ -142,7 +142,7 @@ fn batching(value: &Value) -> String {
         }
     }
     if let Some(reason) = value.get("reason").and_then(Value::as_str) {
-        let _ = write!(text, " (cannot be switched: {reason})");
+        let _ = write!(text, " (not merged: {reason})");
     }
     text
 }

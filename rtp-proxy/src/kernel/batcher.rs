@@ -1,10 +1,13 @@
 //! Looks at how media comes in, and has bursts merged where that pays ([`super::batching`]).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use msm_fastpath::FlowKey;
 use tracing::{debug, info, warn};
 
-use super::batching::{Batching, BatchingStatus, Change, Look, Why};
+use super::batching::{Batching, BatchingStatus, Change, Flow, Look, Why, room};
 use super::hops::Hops;
 use super::ladder::Ladder;
 use super::netlink::Requests;
@@ -25,11 +28,13 @@ pub(super) struct Batcher {
     may: bool,
     /// `None` until what an earlier process did is ours.
     at: Option<Instant>,
+    /// As of [`Batching::lost`], for who counts drops.
+    lost: Arc<AtomicU64>,
 }
 
 impl Batcher {
-    pub(super) fn new(table: KernelTable, may: bool) -> Self {
-        Self { batching: Batching::default(), table, may, at: None }
+    pub(super) fn new(table: KernelTable, may: bool, lost: Arc<AtomicU64>) -> Self {
+        Self { batching: Batching::default(), table, may, at: None, lost }
     }
 
     /// Nobody else decides any more: what an earlier process had merged goes on, or ends where that is not
@@ -73,13 +78,19 @@ impl Batcher {
             ladder.attached().contains_key(&ifindex) && hops.link(ifindex).is_some_and(|link| link.veth)
         };
         let paces = self.table.paces(is_ours).into_iter();
-        let flows = paces.map(|(key, pace)| (key.ifindex, flow_id(&key), pace)).collect();
-        let mut look = Look { flows, ..Look::default() };
-        for (ifindex, ..) in &look.flows {
+        let flow = |(key, pace, viewers): (FlowKey, _, _)| Flow {
+            ifindex: key.ifindex,
+            id: flow_id(&key),
+            pace,
+            viewers,
+        };
+        let mut look = Look { flows: paces.map(flow).collect(), backlog: backlog(), ..Look::default() };
+        for Flow { ifindex, .. } in &look.flows {
             if !look.received.contains_key(ifindex)
-                && let Ok(received) = requests.received(*ifindex)
+                && let Ok(arrivals) = requests.arrivals(*ifindex)
             {
-                look.received.insert(*ifindex, received);
+                look.received.insert(*ifindex, arrivals.received);
+                look.lost.extend(arrivals.lost.map(|lost| (*ifindex, lost)));
             }
         }
         for change in self.batching.handle_look(now, &look) {
@@ -90,9 +101,16 @@ impl Batcher {
             tell(name, &change, &result);
             self.batching.done(now, &change, result);
         }
+        self.lost.store(self.batching.lost(), Ordering::Relaxed);
         let took = now.elapsed();
         self.at = Some(now + took + LOOK.max(took * SHARE));
     }
+}
+
+/// `net.core.netdev_max_backlog`, what it is by default where it cannot be read.
+fn backlog() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/net/core/netdev_max_backlog").unwrap_or_default();
+    text.trim().parse().unwrap_or(room::BACKLOG)
 }
 
 fn tell(interface: &str, change: &Change, result: &Result<(), String>) {
@@ -101,6 +119,7 @@ fn tell(interface: &str, change: &Change, result: &Result<(), String>) {
         Why::Burst(packets) => format!("bursts of {packets:.1} packets"),
         Why::SuperPackets(packets) => format!("the sender's own super-packets of {packets:.1} packets"),
         Why::Idle => "no media".to_owned(),
+        Why::Obstacle(obstacle) => obstacle.to_string(),
     };
     match result {
         Ok(()) => info!(event = "batching.changed", interface, batching = state, "{why}"),

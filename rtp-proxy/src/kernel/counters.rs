@@ -1,6 +1,8 @@
 //! What the programs and the kernel around them counted, for metrics.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{MapData, PerCpuArray};
 use msm_fastpath::DropReason;
@@ -15,6 +17,8 @@ pub struct Reader {
     counters: PerCpuArray<MapData, u64>,
     /// Losses of the backlogs before this process started.
     softnet_before: u64,
+    /// What the rings of interfaces lost whose bursts this process has merged.
+    rings: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -29,7 +33,7 @@ impl Reader {
     /// # Errors
     /// [`LoadError::Map`].
     pub fn open(kernel: &Kernel) -> Result<Self, LoadError> {
-        Ok(Self { counters: kernel.open_map(name::COUNTERS)?, softnet_before: softnet() })
+        Ok(Self::of(kernel.open_map(name::COUNTERS)?))
     }
 
     /// Of programs that a proxy pinned, which need not run any more.
@@ -39,7 +43,16 @@ impl Reader {
     pub fn pinned(pins: &Pins) -> Result<Self, LoadError> {
         let missing = |_| LoadError::Map { map: name::COUNTERS };
         let data = MapData::from_pin(pins.object(name::COUNTERS)).map_err(missing)?;
-        Ok(Self { counters: typed(name::COUNTERS, data)?, softnet_before: softnet() })
+        Ok(Self::of(typed(name::COUNTERS, data)?))
+    }
+
+    fn of(counters: PerCpuArray<MapData, u64>) -> Self {
+        Self { counters, softnet_before: softnet(), rings: Arc::default() }
+    }
+
+    /// Where it is told what the rings of interfaces lose while their bursts are merged.
+    pub(super) fn rings(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.rings)
     }
 
     /// The counter at an index of `msm_fastpath::limits`, all CPUs together; 0 if it cannot be read.
@@ -47,11 +60,15 @@ impl Reader {
         self.counters.get(&index, 0).map_or(0, |cpus| cpus.iter().sum())
     }
 
-    /// Packets dropped by reason: by the programs since they were loaded first, and by the per-CPU backlogs of
-    /// the whole machine since this process started. Reasons without a drop are left out.
+    /// Packets dropped by reason: by the programs since they were loaded first, by the rings of interfaces while
+    /// this process has their bursts merged, and by the per-CPU backlogs of the whole machine since this process started. Reasons without a drop are left out.
     pub fn drops(&self) -> Vec<(&'static str, u64)> {
         let programs =
             DropReason::ALL.map(|reason| (reason, self.counter(VERDICT_COUNTERS + reason.index() as u32)));
+        let programs = programs.map(|(reason, count)| match reason {
+            DropReason::RingFull => (reason, count + self.rings.load(Ordering::Relaxed)),
+            _ => (reason, count),
+        });
         let softnet = (DropReason::Softnet, softnet().saturating_sub(self.softnet_before));
         programs
             .into_iter()

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, Stats64};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
@@ -26,6 +26,15 @@ const PATIENCE: i64 = 2;
 
 /// Receive buffer of the notices: a burst of some ten thousand of them.
 const NOTICE_BUFFER: usize = 8 << 20;
+
+/// What came in by a veth since it exists.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrivals {
+    /// Buffers.
+    pub(super) received: u64,
+    /// Packets that its far end could not send because there was no room for them here. `None` where we may not look.
+    pub(super) lost: Option<u64>,
+}
 
 /// Asks.
 #[derive(Debug)]
@@ -100,19 +109,33 @@ impl Requests {
             .collect())
     }
 
-    /// Buffers that an interface has received since it exists.
-    pub(super) fn received(&mut self, ifindex: u32) -> io::Result<u64> {
-        let mut message = LinkMessage::default();
-        message.header.index = ifindex;
-        let answer = self.ask(RouteNetlinkMessage::GetLink(message), 0)?.pop();
-        let Some(RouteNetlinkMessage::NewLink(link)) = answer else {
-            return Err(io::ErrorKind::InvalidData.into());
-        };
-        let stats = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Stats64(stats) => Some(stats.rx_packets),
+    /// What came in by a veth since it exists.
+    pub(super) fn arrivals(&mut self, ifindex: u32) -> io::Result<Arrivals> {
+        let link = self.link(ifindex, None)?;
+        let received = stats(&link).ok_or(io::ErrorKind::InvalidData)?.rx_packets;
+        let attributes = link.attributes.iter();
+        let peer = attributes.clone().find_map(|attribute| match attribute {
+            LinkAttribute::Link(peer) => Some(*peer),
             _ => None,
         });
-        stats.ok_or_else(|| io::ErrorKind::InvalidData.into())
+        // The number that our namespace has for the other one; without it both ends are here.
+        let namespace = attributes.clone().find_map(|attribute| match attribute {
+            LinkAttribute::LinkNetNsId(number) => Some(*number),
+            _ => None,
+        });
+        let peer = peer.and_then(|peer| self.link(peer, namespace).ok());
+        Ok(Arrivals { received, lost: peer.and_then(|peer| Some(stats(&peer)?.tx_dropped)) })
+    }
+
+    /// An interface, of another namespace where its number is given.
+    fn link(&mut self, ifindex: u32, namespace: Option<i32>) -> io::Result<LinkMessage> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        message.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
+        match self.ask(RouteNetlinkMessage::GetLink(message), 0)?.pop() {
+            Some(RouteNetlinkMessage::NewLink(link)) => Ok(link),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     /// The route that a packet to `peer` takes, from `local` where that is known.
@@ -189,6 +212,13 @@ impl Requests {
         message.header.parent = TcHandle::CLSACT;
         self.ask(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK).map(drop)
     }
+}
+
+fn stats(link: &LinkMessage) -> Option<&Stats64> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(stats),
+        _ => None,
+    })
 }
 
 /// The netlink messages of one datagram; what does not parse is left out.

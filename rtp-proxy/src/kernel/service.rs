@@ -199,7 +199,7 @@ impl Prepared {
             controlled,
             hops: Hops::new(settings.interfaces.clone(), notes),
             grace: Some(Grace { left, table, ports_written, extents, over: grace_over }),
-            batcher: Batcher::new(looked_at, settings.batching),
+            batcher: Batcher::new(looked_at, settings.batching, counters.rings()),
             tested,
             lock: held.lock,
             instance: held.instance,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::sys::SyscallError;
 use msm_fastpath::progress::Pace;
-use msm_fastpath::{FlowEntry, FlowKey, FlowStats, GateEntry, LegEntry, LegStats, PortKey};
+use msm_fastpath::{FlowEntry, FlowKey, FlowStats, Gate, GateEntry, LegEntry, LegStats, PortKey};
 
 use super::load::{Kernel, LoadError};
 use super::names::Names;
@@ -116,13 +116,25 @@ impl KernelTable {
         self.flows.iter().map(|item| item.map_err(refused(name::FLOWS))).collect()
     }
 
-    /// How the packets of the published flows of some interfaces come, for who decides about merging their bursts:
-    /// at most three system calls per flow. A flow that changes while it is asked for may be left out.
-    pub fn paces(&self, of: impl Fn(u32) -> bool) -> Vec<(FlowKey, Pace)> {
+    /// How the packets of the published flows of some interfaces come, and how many viewers they have, for who
+    /// decides about merging their bursts:
+    /// three system calls per flow and two per leg. A flow that changes while it is asked for may be left out.
+    pub fn paces(&self, of: impl Fn(u32) -> bool) -> Vec<(FlowKey, Pace, u16)> {
         let most = self.flow_stats.len() as usize;
         let published = self.flows.iter().take(most).filter_map(Result::ok);
         let flows = published.filter(|(key, _)| of(key.ifindex));
-        flows.filter_map(|(key, entry)| Some((key, self.flow_stats(entry.stats).ok()?.pace()))).collect()
+        let pace = |entry: &FlowEntry| self.flow_stats(entry.stats).ok().map(|stats| stats.pace());
+        flows.filter_map(|(key, entry)| Some((key, pace(&entry)?, self.viewers(&entry)))).collect()
+    }
+
+    /// Legs of a flow whose gates are not shut: of those that it walks through some are nobody's any more.
+    fn viewers(&self, entry: &FlowEntry) -> u16 {
+        let last = entry.first_leg.saturating_add(entry.legs.into());
+        let is_shut = |slot| {
+            let gate = self.legs.get(&slot, 0).and_then(|leg| self.gates.get(&leg.id, 0));
+            gate.map_or(true, |gate| Gate::try_from(gate) == Ok(Gate::Disabled))
+        };
+        (entry.first_leg..last).filter(|slot| !is_shut(*slot)).count() as u16
     }
 
     /// Reads a slot.

@@ -93,6 +93,13 @@ impl Publisher {
         Ok(())
     }
 
+    /// So many bytes may be on their way before a call to send waits, beyond `net.core.wmem_max`; UDP only. Needs
+    /// CAP_NET_ADMIN.
+    pub fn force_send_buffer(&self, track: usize, bytes: usize) -> Result<()> {
+        let Way::Udp { rtp, .. } = &self.tracks[track] else { unreachable!("the test published over UDP") };
+        Ok(setsockopt(rtp, sockopt::SndBufForce, &bytes)?)
+    }
+
     /// Sends one RTP packet as it is, well-formed or not.
     pub fn send(&mut self, track: usize, packet: &[u8]) -> Result<()> {
         self.emit(track, false, packet)

@@ -9,15 +9,18 @@ struct Scene {
     batching: Batching,
     start: Instant,
     now: Instant,
-    flows: Vec<(u32, FlowId, Pace)>,
+    flows: Vec<Flow>,
     received: BTreeMap<u32, u64>,
+    lost: u64,
+    backlog: u64,
 }
 
 impl Scene {
     fn new() -> Self {
         let now = Instant::now();
         let batching = Batching::default();
-        Self { batching, start: now, now, flows: Vec::new(), received: BTreeMap::from([(IFINDEX, 0)]) }
+        let received = BTreeMap::from([(IFINDEX, 0)]);
+        Self { batching, start: now, now, flows: Vec::new(), received, lost: 5, backlog: 8_192 }
     }
 
     fn with_flow(mut self) -> Self {
@@ -27,25 +30,35 @@ impl Scene {
 
     fn flow(&mut self, ifindex: u32) {
         let port = (self.flows.len() as u16).to_be_bytes();
-        self.flows.push((
+        self.flows.push(Flow {
             ifindex,
-            ([1; 16], [2; 16], port, [3; 2], ifindex),
-            Pace { packets: 0, bursts: u32::MAX - 5 },
-        ));
+            id: ([1; 16], [2; 16], port, [3; 2], ifindex),
+            pace: Pace { packets: 0, bursts: u32::MAX - 5 },
+            viewers: 16,
+        });
     }
 
     /// Packets of one flow in bursts, each in a buffer of its own.
     fn send(&mut self, flow: usize, bursts: u32, burst: u64) {
-        let (ifindex, _, pace) = &mut self.flows[flow];
+        let Flow { ifindex, pace, .. } = &mut self.flows[flow];
         pace.packets += u64::from(bursts) * burst;
         pace.bursts = pace.bursts.wrapping_add(bursts);
         *self.received.entry(*ifindex).or_default() += u64::from(bursts) * burst;
     }
 
+    fn found(&self) -> Look {
+        Look {
+            flows: self.flows.clone(),
+            received: self.received.clone(),
+            lost: BTreeMap::from([(IFINDEX, self.lost)]),
+            backlog: self.backlog,
+        }
+    }
+
     /// A second passes.
     fn look(&mut self) -> Vec<Change> {
         self.now += Duration::from_secs(1);
-        let look = Look { flows: self.flows.clone(), received: self.received.clone() };
+        let look = self.found();
         let changes = self.batching.handle_look(self.now, &look);
         for change in &changes {
             self.batching.done(self.now, change, Ok(()));
@@ -79,10 +92,10 @@ fn bursts_are_merged_after_some_seconds_and_singles_let_go_after_the_dwell() {
 #[test]
 fn between_the_thresholds_everything_stays_as_it_is() {
     let mut scene = Scene::new().with_flow();
-    assert_eq!(scene.run(60, 11), [], "not switched on below 12");
-    assert_eq!(scene.run(10, 12).len(), 1);
-    assert_eq!(scene.run(60, 8), [], "not switched off from 8 on");
-    assert_eq!(scene.run(4, 7), [(134, false)]);
+    assert_eq!(scene.run(60, 7), [], "not switched on below 8");
+    assert_eq!(scene.run(10, 8).len(), 1);
+    assert_eq!(scene.run(60, 6), [], "not switched off from 6 on");
+    assert_eq!(scene.run(4, 5), [(134, false)]);
 }
 
 #[test]
@@ -187,12 +200,12 @@ fn a_source_that_falls_silent_is_let_go_and_forgotten() {
 fn statistics_that_begin_anew_are_no_burst() {
     let mut scene = Scene::new().with_flow();
     scene.run(4, 1);
-    scene.flows[0].2 = Pace { packets: 3, bursts: 0 };
+    scene.flows[0].pace = Pace { packets: 3, bursts: 0 };
     scene.look();
     assert_eq!(scene.batching.status(IFINDEX, scene.now).unwrap().burst, None);
     // From another port.
-    scene.flows[0].1.2 = [9; 2];
-    scene.flows[0].2 = Pace { packets: 900_000, bursts: 1 };
+    scene.flows[0].id.2 = [9; 2];
+    scene.flows[0].pace = Pace { packets: 900_000, bursts: 1 };
     scene.look();
     assert_eq!(scene.batching.status(IFINDEX, scene.now).unwrap().burst, None);
 }
@@ -204,7 +217,7 @@ fn what_was_refused_is_said_and_tried_again_later() {
     for second in 0..70 {
         scene.send(0, BURSTS, 32);
         scene.now += Duration::from_secs(1);
-        let look = Look { flows: scene.flows.clone(), received: scene.received.clone() };
+        let look = scene.found();
         for change in scene.batching.handle_look(scene.now, &look) {
             tries.push(second);
             scene.batching.done(scene.now, &change, Err("read-only".to_owned()));
@@ -229,4 +242,78 @@ fn what_an_earlier_process_switched_on_is_let_go_like_ones_own() {
     assert!(!scene.batching.status(IFINDEX, scene.now).unwrap().on, "somebody else gave it back");
     scene.batching.retain(|ifindex| ifindex != IFINDEX);
     assert_eq!(scene.batching.status(IFINDEX, scene.now), None);
+}
+
+#[test]
+fn the_fewer_viewers_a_burst_has_the_longer_it_must_be() {
+    // Measured (B3): four viewers pay from about 21 packets on, sixteen from less than 8, one never.
+    for (viewers, off, on, still_on, off_again) in
+        [(1, 127, 128, 85, 83), (4, 31, 32, 22, 20), (16, 7, 8, 6, 5), (100, 7, 8, 5, 4)]
+    {
+        let mut scene = Scene::new().with_flow();
+        scene.flows[0].viewers = viewers;
+        assert_eq!(scene.run(30, off), [], "{viewers} viewers");
+        assert_eq!(scene.run(10, on).len(), 1, "{viewers} viewers");
+        assert_eq!(scene.run(30, still_on), [], "{viewers} viewers");
+        assert_eq!(scene.run(10, off_again).len(), 1, "{viewers} viewers");
+    }
+}
+
+#[test]
+fn viewers_that_leave_end_what_no_longer_pays() {
+    let mut scene = Scene::new().with_flow();
+    assert_eq!(scene.run(20, 32).len(), 1);
+    scene.flows[0].viewers = 2;
+    assert_eq!(scene.run(4, 32), [(24, false)]);
+}
+
+#[test]
+fn nothing_is_merged_for_more_viewers_than_the_backlog_has_room_for() {
+    let mut scene = Scene::new().with_flow();
+    scene.backlog = 1_000;
+    assert_eq!(scene.run(30, 32), [], "64 packets of a poll for 16 viewers are 1,024 copies");
+    let refused = scene.batching.status(IFINDEX, scene.now).unwrap().refused.unwrap();
+    assert!(refused.contains("1000") && refused.contains("netdev_max_backlog=8192"), "{refused}");
+    scene.flows[0].viewers = 15;
+    assert_eq!(scene.run(10, 32).len(), 1);
+    assert_eq!(scene.batching.status(IFINDEX, scene.now).unwrap().refused, None);
+    // The next viewer comes: at once, whatever its dwell.
+    scene.flows[0].viewers = 16;
+    assert_eq!(scene.run(1, 32), [(41, false)]);
+}
+
+#[test]
+fn bursts_that_the_ring_could_not_hold_are_not_merged() {
+    let mut scene = Scene::new().with_flow();
+    assert_eq!(scene.run(30, 129), []);
+    let refused = scene.batching.status(IFINDEX, scene.now).unwrap().refused.unwrap();
+    assert!(refused.contains("129 packets"), "{refused}");
+    assert_eq!(scene.run(10, 128).len(), 1);
+    assert_eq!(scene.run(20, 256), [], "hysteresis");
+    assert_eq!(scene.run(1, 257).len(), 1);
+    // Five cameras of a recorder may well send at the same moment.
+    let mut scene = Scene::new();
+    (0..5).for_each(|_| scene.flow(IFINDEX));
+    for _ in 0..30 {
+        (0..5).for_each(|flow| scene.send(flow, BURSTS, 32));
+        assert_eq!(scene.look(), []);
+    }
+}
+
+#[test]
+fn a_ring_that_overflowed_is_let_go_at_once_and_for_long() {
+    let mut scene = Scene::new().with_flow();
+    scene.run(3, 32);
+    scene.lost += 7;
+    assert_eq!(scene.run(3, 32), [(5, true)], "what was lost before is not merging's");
+    assert_eq!(scene.batching.lost(), 0);
+    scene.lost += 40;
+    scene.send(0, BURSTS, 32);
+    let lost = Why::Obstacle(Obstacle::Lost(40));
+    assert_eq!(scene.look(), [Change { ifindex: IFINDEX, on: false, why: lost }]);
+    assert_eq!(scene.batching.lost(), 40);
+    assert_eq!(scene.run(3_590, 32), []);
+    assert!(scene.batching.status(IFINDEX, scene.now).unwrap().refused.unwrap().contains("40 packets"));
+    assert_eq!(scene.run(20, 32).len(), 1);
+    assert_eq!(scene.batching.status(IFINDEX, scene.now).unwrap().refused, None);
 }
