@@ -9,24 +9,16 @@ use msm_fastpath::{
 
 use crate::counters::{count_drop, count_sent, count_unsent};
 use crate::edit::edit_to;
+use crate::gate;
 use crate::maps::LEGS;
 use crate::packet::{Packet, Turn, V4, V4_RTP, V6, V6_RTP};
 use crate::skb::Skb;
-use crate::{checksum, gate};
 
 /// Sends a packet to every leg whose gate is open. What becomes of the packet itself is the return value: the
 /// last copy, nothing, or what the worker gets, bit for bit as it came.
 #[inline(always)]
 pub(crate) fn send(skb: Skb, packet: &mut Packet) -> i32 {
     packet.to_user = packet.entry.flags & FlowEntry::COPY_TO_USER != 0;
-    let Some(checksum) = checksum::state(skb, packet) else { return TC_ACT_SHOT };
-    packet.checksum = checksum;
-    let edited = packet.entry.mode != GroupMode::Opaque as u8;
-    if packet.is_super() && edited && !matches!(checksum, Checksum::Partial) {
-        // A list of packets that each have a checksum of their own, out of reach: the worker can edit those.
-        packet.to_user = true;
-        return TC_ACT_OK;
-    }
     packet.ip_len = packet.segments.largest() + (packet.family.payload_offset() - ETH_LEN) as u32;
     if packet.is_super() {
         packet.applied = RtpEdit::TRANSPARENT;

@@ -4,11 +4,10 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use msm_fastpath::gso::Segments;
 use msm_fastpath::limits::{BURST_LOSS, COUNT_FORWARD, COUNT_NOT_OURS, COUNT_TO_USER};
 use msm_fastpath::{
-    Arrival, Course, DropReason, EventKind, FlowEntry, FlowKind, FlowStats, GroupMode, Progress,
+    Arrival, Checksum, Course, DropReason, EventKind, FlowEntry, FlowKind, FlowStats, GroupMode, Progress,
     RTP_FIXED_LEN, RtpFixed, decide_flow, is_of_track,
 };
 
-use crate::ahead;
 use crate::copies::send;
 use crate::counters::{count, count_drop};
 use crate::event::{now, tell};
@@ -16,6 +15,7 @@ use crate::maps::FLOW_STATS;
 use crate::packet::{Number, Packet, Turn};
 use crate::skb::{NEXT, Skb};
 use crate::tables::{Found, find_flow, is_closed};
+use crate::{ahead, checksum};
 
 /// Decides about a datagram and does it. Returns the program's return value.
 #[inline(always)]
@@ -55,6 +55,13 @@ pub(crate) fn forward(skb: Skb, packet: &mut Packet) -> i32 {
     packet.number = number(packet);
     if packet.is_rtp && !continues(skb, packet) {
         return hand_up_limited(stats, packet, at, Some(DropReason::RateLimit));
+    }
+    let Some(state) = checksum::state(skb, packet) else { return drop_as(DropReason::RingFull) };
+    packet.checksum = state;
+    if packet.is_super() && !matches!(state, Checksum::Partial) {
+        // A list of packets that each have headers and a checksum of their own, out of reach. The worker can take it,
+        // and knows by the books, which stay as they are, that nobody else did.
+        return hand_up();
     }
     packet.progress.store(stats, &packet.segments, &packet.arrival);
     if packet.progress.skipped >= BURST_LOSS {

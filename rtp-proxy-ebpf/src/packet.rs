@@ -11,8 +11,9 @@ use core::ptr::from_mut;
 use aya_ebpf::helpers::generated::bpf_loop;
 use msm_fastpath::gso::Segments;
 use msm_fastpath::header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_UDP};
-use msm_fastpath::limits::{COUNT_NOT_OURS, COUNT_UNPARSED};
-use msm_fastpath::{Arrival, Checksum, Family, FlowEntry, Head, Progress, RTP_FIXED_LEN, RtpEdit, RtpFixed};
+use msm_fastpath::{
+    Arrival, Checksum, Family, FlowEntry, Head, PassReason, Progress, RTP_FIXED_LEN, RtpEdit, RtpFixed,
+};
 
 use crate::maps::PACKET;
 use crate::skb::Skb;
@@ -91,23 +92,23 @@ impl Packet {
         self.busy = 0;
     }
 
-    /// Reads the headers. False if they are not what is looked into at fixed offsets.
+    /// Reads the headers. An error if they are not what is looked into at fixed offsets.
     #[inline(always)]
-    pub(crate) fn read(&mut self, skb: Skb, family: Family) -> bool {
+    pub(crate) fn read(&mut self, skb: Skb, family: Family) -> Result<(), PassReason> {
         let len = skb.len();
         self.family = family;
         if !self.load(skb, len) {
-            return false;
+            return Err(PassReason::Malformed);
         }
         let datagram = match family {
             Family::V4 => self.head.datagram_v4(len),
             Family::V6 => self.head.datagram_v6(len),
         };
-        let Some(datagram) = datagram else { return false };
+        let Some(datagram) = datagram else { return Err(self.head.pass_reason(family)) };
         self.payload_len = datagram.payload_len;
         self.check = datagram.check;
         self.gso_size = skb.gso_size();
-        true
+        Ok(())
     }
 
     /// Copies the headers out, the RTP header too if the frame is so long.
@@ -154,38 +155,39 @@ impl Packet {
     }
 }
 
-/// The IP version of a UDP datagram. Otherwise the index of the counter for a frame that is not for us.
+/// The IP version of a UDP datagram. Otherwise why a frame is not for us.
 #[inline(always)]
-pub(crate) fn classify(skb: Skb) -> Result<Family, u32> {
+pub(crate) fn classify(skb: Skb) -> Result<Family, PassReason> {
     const V4_TYPE: u32 = ETHERTYPE_IPV4.to_be() as u32;
     const V6_TYPE: u32 = ETHERTYPE_IPV6.to_be() as u32;
     const VLAN: u32 = 0x8100_u16.to_be() as u32;
     const QINQ: u32 = 0x88a8_u16.to_be() as u32;
     // The kernel has taken the outer tag off already.
     if skb.vlan_present() != 0 {
-        return Err(COUNT_UNPARSED);
+        return Err(PassReason::Vlan);
     }
     let (family, offset) = match skb.protocol() {
         V4_TYPE => (Family::V4, 23),
         V6_TYPE => (Family::V6, 20),
-        VLAN | QINQ => return Err(COUNT_UNPARSED),
-        _ => return Err(COUNT_NOT_OURS),
+        VLAN | QINQ => return Err(PassReason::Vlan),
+        _ => return Err(PassReason::NotOurs),
     };
     let protocol = match skb.linear(offset) {
         Some([protocol]) => protocol,
         None => {
             let mut protocol = [0];
             if !skb.load(offset as u32, &mut protocol) {
-                return Err(COUNT_UNPARSED);
+                return Err(PassReason::Malformed);
             }
             protocol[0]
         }
     };
     match (protocol, family) {
         (PROTO_UDP, _) => Ok(family),
-        // Hop-by-hop, routing, fragment, destination options: UDP may follow, at no fixed offset.
-        (0 | 43 | 44 | 60, Family::V6) => Err(COUNT_UNPARSED),
-        _ => Err(COUNT_NOT_OURS),
+        // Hop-by-hop, routing, destination options: UDP may follow, at no fixed offset.
+        (0 | 43 | 60, Family::V6) => Err(PassReason::IpOptions),
+        (44, Family::V6) => Err(PassReason::Fragment),
+        _ => Err(PassReason::NotOurs),
     }
 }
 

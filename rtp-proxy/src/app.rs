@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use msm_control_plane::ControlPlane;
 use msm_control_plane::config::ConfigError;
-use msm_fastpath::DropReason;
+use msm_fastpath::{DropReason, PassReason};
 use msm_graph::PortPair;
 use msm_rtsp::conn::ConnLimits;
 use msm_runtime::admin::{self, Ask, Health};
@@ -31,6 +31,7 @@ use crate::handover::door::{self, Door, Request};
 use crate::handover::give::{self, Holdings};
 use crate::handover::take::{self, Running, TakeError};
 use crate::kernel;
+use crate::kernel::counters::Reader;
 use crate::kernel::hop::{Rung, UserReason};
 use crate::kernel::service::{KernelPath, Prepared, Settings, WorkerEnd};
 use crate::standalone::{OsEntropy, Standalone};
@@ -127,7 +128,8 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
     // First of all: a signal during the start ends as cleanly as a later one.
     let (mut stop, mut rungs) = Stopping::new(stop)?;
     let reasons = DropReason::ALL.map(DropReason::as_str);
-    let metrics = Rc::new(Metrics::new(env!("CARGO_PKG_VERSION"), COMMIT, &reasons, &STREAM_STATES));
+    let passes = PassReason::ALL.map(PassReason::as_str);
+    let metrics = Rc::new(Metrics::new(env!("CARGO_PKG_VERSION"), COMMIT, &reasons, &passes, &STREAM_STATES));
     let limits = ConnLimits::default();
     let (events, mut user) = mpsc::channel(EVENTS);
     let taken = take_over(&config, &limits, &metrics, &events)?;
@@ -327,13 +329,18 @@ fn answer(
 ) {
     let reading = workers.snapshot();
     let path = kernel.as_ref().map(KernelPath::interfaces).map_err(Clone::clone);
-    let kernel_drops = kernel.as_ref().map(|kernel| kernel.counters().drops()).unwrap_or_default();
+    let counters = kernel.as_ref().ok().map(KernelPath::counters);
+    let of_kernel = Snapshot {
+        drops: counters.map(Reader::drops).unwrap_or_default(),
+        passes: counters.map(Reader::passes).unwrap_or_default(),
+        ..Snapshot::default()
+    };
     let streams = standalone.plane().streams();
     let sessions = standalone.plane().session_count();
     let metrics = Rc::clone(metrics);
     tokio::task::spawn_local(async move {
         let read: Result<Snapshot, _> = tokio::time::timeout(LOOP_DEADLINE, reading).await.map(|mut read| {
-            read.merge(Snapshot { drops: kernel_drops, ..Snapshot::default() });
+            read.merge(of_kernel);
             read
         });
         match ask {

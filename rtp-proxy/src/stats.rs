@@ -16,6 +16,8 @@ pub struct Snapshot {
     pub streams: Vec<StreamStats>,
     /// Dropped packets by reason (`msm_fastpath::DropReason` names), over all streams and sockets.
     pub drops: Vec<(&'static str, u64)>,
+    /// Packets that the kernel path left to the kernel's own stack, by why (`msm_fastpath::PassReason` names).
+    pub passes: Vec<(&'static str, u64)>,
     /// Bounded queues by name.
     pub queues: Vec<QueueStats>,
     /// UDP sockets of the data path.
@@ -29,10 +31,12 @@ impl Snapshot {
     pub fn merge(&mut self, other: Self) {
         self.streams.extend(other.streams);
         self.threads.extend(other.threads);
-        for (reason, count) in other.drops {
-            match self.drops.iter_mut().find(|(name, _)| *name == reason) {
-                Some((_, sum)) => *sum += count,
-                None => self.drops.push((reason, count)),
+        for (sums, counts) in [(&mut self.drops, other.drops), (&mut self.passes, other.passes)] {
+            for (reason, count) in counts {
+                match sums.iter_mut().find(|(name, _)| *name == reason) {
+                    Some((_, sum)) => *sum += count,
+                    None => sums.push((reason, count)),
+                }
             }
         }
         for queue in other.queues {

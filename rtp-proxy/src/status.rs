@@ -235,6 +235,7 @@ pub fn sample(plane: &[StreamStatus], sessions: usize, snapshot: &Snapshot) -> S
     Sample {
         streams: plane.iter().map(|status| stream_sample(status, data_of(&by_id, status))).collect(),
         dropped: snapshot.drops.clone(),
+        passed: snapshot.passes.clone(),
         queues: snapshot.queues.iter().map(|q| (q.queue, q.depth, q.dropped)).collect(),
         sockets: snapshot.sockets.iter().map(|s| (s.socket, s.receive_buffer, s.overflows)).collect(),
         threads,

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
 use aya::programs::ProgramInfo;
-use msm_fastpath::DropReason;
 use msm_fastpath::abi::LAYOUTS;
+use msm_fastpath::{DropReason, PassReason};
 use msm_tests::privilege::environment;
 
 use crate::kernel;
@@ -18,14 +18,14 @@ const ENV_BLESS: &str = "MSM_ABI_BLESS";
 
 /// Most instructions that the verifier may walk per program, over all paths. It gives up at 1,000,000; a
 /// jump far above today's figure means that a loop or branch multiplied.
-const BUDGETS: [(&str, u32); 2] = [("tcx_ingress", 32_768), ("xdp_ingress", 4_096)];
+const BUDGETS: [(&str, u32); 3] = [("tcx_ingress", 32_768), ("xdp_ingress", 4_096), ("self_test", 64)];
 
 #[test]
 fn layouts_maps_and_budgets_equal_the_golden_record() -> Result<()> {
     let Some(kernel) = kernel("layouts_maps_and_budgets_equal_the_golden_record")? else {
         return Ok(());
     };
-    let programs = [kernel.tcx()?.info()?, kernel.xdp()?.info()?];
+    let programs = [kernel.tcx()?.info()?, kernel.xdp()?.info()?, kernel.self_test()?.info()?];
     for (info, (name, budget)) in programs.iter().zip(BUDGETS) {
         assert_eq!(info.name_as_str(), Some(name));
         let verified = info.verified_instruction_count().context("the kernel counts since 5.16")?;
@@ -89,6 +89,10 @@ fn record(programs: &[ProgramInfo]) -> Result<String> {
     writeln!(text)?;
     for (name, budget) in BUDGETS {
         writeln!(text, "program {name} at most {budget} instructions verified")?;
+    }
+    writeln!(text)?;
+    for reason in PassReason::ALL {
+        writeln!(text, "pass {:>2} {reason}", reason.counter())?;
     }
     writeln!(text)?;
     for reason in DropReason::ALL {

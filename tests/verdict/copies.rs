@@ -12,10 +12,33 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::programs::Programs;
 use crate::scene::{Addresses, Scene, copy, packet, receive, up};
 
-const MODES: [GroupMode; 3] = [GroupMode::Opaque, GroupMode::Common, GroupMode::PerLeg];
+pub(crate) const MODES: [GroupMode; 3] = [GroupMode::Opaque, GroupMode::Common, GroupMode::PerLeg];
+
+/// Segments, bytes of each, bytes of the last one: every size that matters.
+pub(crate) const BURSTS: [(u16, usize, usize); 13] = [
+    (1, 172, 172),
+    (1, 1_200, 1_200),
+    (2, 172, 12),
+    (2, 172, 172),
+    (32, 1_200, 700),
+    (63, 172, 100),
+    (64, 172, 172),
+    (65, 172, 13),
+    (127, 172, 171),
+    (128, 172, 172),
+    (128, 12, 12),
+    (3, 173, 99),
+    (1, 12, 12),
+];
 
 /// Sends one run of segments as one super-packet, or as one plain datagram.
-fn send(sender: &UdpSocket, first: u16, segments: u16, len: usize, last_len: usize) -> Result<Vec<Vec<u8>>> {
+pub(crate) fn send(
+    sender: &UdpSocket,
+    first: u16,
+    segments: u16,
+    len: usize,
+    last_len: usize,
+) -> Result<Vec<Vec<u8>>> {
     let packets: Vec<Vec<u8>> = (0..segments)
         .map(|index| packet(first.wrapping_add(index), if index + 1 == segments { last_len } else { len }))
         .collect();
@@ -37,7 +60,7 @@ fn all_arrive(receivers: &[UdpSocket], packets: &[Vec<u8>], mode: GroupMode, wha
 }
 
 /// What was sent is counted, and nothing as unsent.
-fn counted(scene: &Scene, legs: &[LegEntry], packets: u64, what: &str) -> Result<()> {
+pub(crate) fn counted(scene: &Scene, legs: &[LegEntry], packets: u64, what: &str) -> Result<()> {
     for leg in legs {
         let stats = scene.programs.leg_stats(leg.id)?;
         assert_eq!((stats.packets, stats.dropped), (packets, 0), "{what}: leg {}", leg.id);
@@ -57,21 +80,7 @@ fn every_mode_and_burst(scene: &mut Scene, what: &str) -> Result<()> {
             scene.install(&addresses, mode, 0, &legs)?;
             let mut seq = 65_500_u16;
             let mut sent = 0;
-            for (segments, len, last_len) in [
-                (1, 172, 172),
-                (1, 1_200, 1_200),
-                (2, 172, 12),
-                (2, 172, 172),
-                (32, 1_200, 700),
-                (63, 172, 100),
-                (64, 172, 172),
-                (65, 172, 13),
-                (127, 172, 171),
-                (128, 172, 172),
-                (128, 12, 12),
-                (3, 173, 99),
-                (1, 12, 12),
-            ] {
+            for (segments, len, last_len) in BURSTS {
                 let what = format!("{what}, v6 {v6}, {segments} of {len} and {last_len}");
                 let packets = send(&sender, seq, segments, len, last_len).context(what.clone())?;
                 all_arrive(&receivers, &packets, mode, &what)?;
@@ -211,7 +220,7 @@ fn copies_leave_a_bridge_port_and_the_worker_behind_the_bridge_gets_its_own() ->
     Ok(())
 }
 
-fn no_checksum_errors(scene: &Scene) -> Result<()> {
+pub(crate) fn no_checksum_errors(scene: &Scene) -> Result<()> {
     let text = scene.viewer.output("cat", &["/proc/net/snmp", "/proc/net/snmp6"])?;
     let mut names = Vec::new();
     for line in text.lines().filter(|line| line.starts_with("Udp:")) {

@@ -5,16 +5,17 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use msm_fastpath::limits::{COUNT_TO_USER, COUNT_UNPARSED};
-use msm_fastpath::{FlowEntry, GroupMode};
+use msm_fastpath::limits::COUNT_TO_USER;
+use msm_fastpath::{FlowEntry, GroupMode, PassReason};
 use msm_tests::lab::Node;
 use nix::net::if_::if_nametoindex;
 
+use crate::copies::MODES;
 use crate::scene::{Addresses, Scene, copy, packet, receive};
 use crate::{PAYLOAD_TYPE, SSRC};
 
 /// A socket that sends whole frames, each behind a `virtio_net_hdr`.
-struct RawSocket(std::fs::File);
+pub(crate) struct RawSocket(std::fs::File);
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM` and `VIRTIO_NET_HDR_GSO_UDP_L4`.
 const NEEDS_CSUM: u8 = 1;
@@ -61,7 +62,7 @@ impl RawSocket {
     }
 
     /// A frame that is whole.
-    fn send(&mut self, frame: &[u8]) -> Result<()> {
+    pub(crate) fn send(&mut self, frame: &[u8]) -> Result<()> {
         self.0.write_all(&[&[0; 10], frame].concat()).context("a frame")
     }
 
@@ -77,7 +78,7 @@ impl RawSocket {
 }
 
 /// A frame from the source to the input with a partial checksum, as the kernel's own stack builds it.
-fn frame(scene: &Scene, payload: &[u8], options: &[u8], fragment: u16) -> Result<Vec<u8>> {
+pub(crate) fn frame(scene: &Scene, payload: &[u8], options: &[u8], fragment: u16) -> Result<Vec<u8>> {
     let mut frame = scene.mac_of_input()?.to_vec();
     frame.extend([2, 0, 0, 0, 0, 1, 8, 0]);
     let udp_len = 8 + payload.len();
@@ -97,8 +98,35 @@ fn frame(scene: &Scene, payload: &[u8], options: &[u8], fragment: u16) -> Result
     Ok(frame)
 }
 
+/// The same over IPv6. `extensions`: headers before UDP, the first of them of type `next`.
+pub(crate) fn frame6(scene: &Scene, payload: &[u8], next: u8, extensions: &[u8]) -> Result<Vec<u8>> {
+    let mut frame = scene.mac_of_input()?.to_vec();
+    frame.extend([2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0]);
+    let udp_len = 8 + payload.len();
+    frame.extend(((extensions.len() + udp_len) as u16).to_be_bytes());
+    frame.extend([next, 64]);
+    let address = |last| [0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+    let [from, to] = [address(1), address(2)];
+    frame.extend([from, to].concat());
+    frame.extend(extensions);
+    frame.extend([5004_u16.to_be_bytes(), 8062_u16.to_be_bytes(), (udp_len as u16).to_be_bytes()].concat());
+    let pseudo = msm_fastpath::csum::pseudo_v6(from, to, udp_len as u16);
+    frame.extend(msm_fastpath::csum::partial(pseudo).to_be_bytes());
+    frame.extend(payload);
+    Ok(frame)
+}
+
+/// That frame, whole: its UDP header at offset `udp`.
+pub(crate) fn whole6(mut frame: Vec<u8>, udp: usize) -> Vec<u8> {
+    let (_, datagram) = frame.split_at_mut(udp);
+    // The sum of the pseudo-header lies in the field already, and is part of the sum.
+    let check = !msm_fastpath::csum::fold(msm_fastpath::csum::add_bytes(0, datagram));
+    datagram[6..8].copy_from_slice(&check.to_be_bytes());
+    frame
+}
+
 /// The same, whole: `check` is what the UDP checksum field says.
-fn whole(mut frame: Vec<u8>, udp: usize, check: Option<u16>) -> Vec<u8> {
+pub(crate) fn whole(mut frame: Vec<u8>, udp: usize, check: Option<u16>) -> Vec<u8> {
     let (_, datagram) = frame.split_at_mut(udp);
     datagram[6..8].fill(0);
     let pseudo = msm_fastpath::csum::pseudo_v4([10, 9, 0, 1], [10, 9, 0, 2], datagram.len() as u16);
@@ -107,20 +135,25 @@ fn whole(mut frame: Vec<u8>, udp: usize, check: Option<u16>) -> Vec<u8> {
     frame
 }
 
-fn raw(node: &Node, device: &str) -> Result<RawSocket> {
+pub(crate) fn raw(node: &Node, device: &str) -> Result<RawSocket> {
     node.inside(|| RawSocket::open(device))?
 }
 
-struct Setup {
-    scene: Scene,
-    raw: RawSocket,
-    viewer: std::net::UdpSocket,
-    worker: std::net::UdpSocket,
+pub(crate) struct Setup {
+    pub(crate) scene: Scene,
+    pub(crate) raw: RawSocket,
+    pub(crate) viewer: std::net::UdpSocket,
+    pub(crate) worker: std::net::UdpSocket,
 }
 
 fn setup(test: &str, mode: GroupMode, flags: u8) -> Result<Option<Setup>> {
+    setup_for(test, false, mode, flags)
+}
+
+/// The flow of one leg, a socket that sends frames, the viewer's and the worker's.
+pub(crate) fn setup_for(test: &str, v6: bool, mode: GroupMode, flags: u8) -> Result<Option<Setup>> {
     let Some(mut scene) = Scene::new(test)? else { return Ok(None) };
-    let addresses = Addresses::new(false);
+    let addresses = Addresses::new(v6);
     let raw = raw(&scene.source, &scene.devices[0])?;
     let viewer = scene.receivers(&addresses, 1)?.remove(0);
     let input = addresses.input;
@@ -134,22 +167,31 @@ fn setup(test: &str, mode: GroupMode, flags: u8) -> Result<Option<Setup>> {
 #[test]
 fn super_packets_of_a_packet_socket_are_walked_by_their_length() -> Result<()> {
     let test = "super_packets_of_a_packet_socket_are_walked_by_their_length";
-    for mode in [GroupMode::Opaque, GroupMode::Common, GroupMode::PerLeg] {
-        let Some(Setup { scene, mut raw, viewer, .. }) = setup(test, mode, 0)? else { return Ok(()) };
+    for (v6, mode) in [false, true].into_iter().flat_map(|v6| MODES.map(|mode| (v6, mode))) {
+        let Some(Setup { scene, mut raw, viewer, .. }) = setup_for(test, v6, mode, 0)? else { return Ok(()) };
         let mut seq = 0;
-        for (count, linear) in [(5, 42), (32, 14), (64, 200)] {
+        for (count, linear) in [(5, 62), (32, 14), (64, 200), (65, 300), (128, 62)] {
+            let what = || format!("v6 {v6}, {mode:?}, {count} segments");
             // The kernel says that such a packet has no segments at all.
             let packets: Vec<_> = (0..count).map(|index| packet(seq + index, 172)).collect();
-            raw.send_segments(&frame(&scene, &packets.concat(), &[], 0x4000)?, 34, 172, linear)?;
+            raw.send_segments(&super_frame(&scene, v6, &packets)?, udp_at(v6), 172, linear)?;
             for packet in &packets {
-                let found = receive(&viewer).with_context(|| format!("{mode:?}, {count} segments"))?;
-                assert!(found == copy(packet, mode, 0), "{mode:?}, {count} segments");
+                let found = receive(&viewer).with_context(what)?;
+                assert!(found == copy(packet, mode, 0), "{}", what());
             }
             seq += count;
         }
-        assert_eq!(scene.programs.stats(0)?.packets, 101);
+        assert_eq!(scene.programs.stats(0)?.packets, u64::from(seq));
     }
     Ok(())
+}
+
+fn udp_at(v6: bool) -> u16 {
+    if v6 { 54 } else { 34 }
+}
+
+fn super_frame(scene: &Scene, v6: bool, packets: &[Vec<u8>]) -> Result<Vec<u8>> {
+    if v6 { frame6(scene, &packets.concat(), 17, &[]) } else { frame(scene, &packets.concat(), &[], 0x4000) }
 }
 
 #[test]
@@ -181,7 +223,6 @@ fn a_mixture_goes_up_whole() -> Result<()> {
             assert!(receive(&worker).context(name)? == *packet, "{name}: untouched");
         }
     }
-    // More segments than any loop walks, if the kernel lets that through at all.
     let after = scene.programs.stats(0)?;
     assert_eq!((after.packets, after.strange), (1, count));
     assert_eq!(
@@ -208,11 +249,11 @@ fn datagrams_without_a_checksum_stay_without() -> Result<()> {
     Ok(())
 }
 
-/// A socket that sees the frames of a device.
-struct Tap(socket2::Socket);
+/// A socket that sees the frames of a device, those of IPv4 that the program on it let pass.
+pub(crate) struct Tap(socket2::Socket);
 
 impl Tap {
-    fn open(device: &str) -> Result<Self> {
+    pub(crate) fn open(device: &str) -> Result<Self> {
         let socket = socket2::Socket::new(
             socket2::Domain::PACKET,
             socket2::Type::RAW,
@@ -225,12 +266,17 @@ impl Tap {
 
     /// The next UDP frame from the output port.
     fn next_udp(&self) -> Result<Vec<u8>> {
+        self.next_from(8060)
+    }
+
+    /// The next UDP frame from that port.
+    pub(crate) fn next_from(&self, port: u16) -> Result<Vec<u8>> {
         use std::io::Read as _;
         loop {
             let mut frame = vec![0; 2_048];
             let len = (&self.0).read(&mut frame).context("no frame")?;
             frame.truncate(len);
-            if len > 42 && frame[12..14] == [8, 0] && frame[34..36] == 8060_u16.to_be_bytes() {
+            if len > 42 && frame[12..14] == [8, 0] && frame[34..36] == port.to_be_bytes() {
                 return Ok(frame);
             }
         }
@@ -265,16 +311,18 @@ fn what_is_not_at_fixed_offsets_takes_the_kernels_own_way() -> Result<()> {
         raw.send(&part)?;
     }
     assert_eq!(receive(&worker)?, packet_2, "fragments");
-    // A tagged frame, for a VLAN that the host may have.
+    // A tagged frame (`headers` has what becomes of those).
     let mut tagged = whole(frame(&scene, &packet(3, 172), &[], 0x4000)?, 34, None);
     tagged.splice(12..12, [0x81, 0, 0, 5]);
     raw.send(&tagged)?;
     let deadline = Instant::now() + Duration::from_secs(10);
-    while scene.programs.counters()?.at(COUNT_UNPARSED) - before.at(COUNT_UNPARSED) < 4 {
+    while scene.programs.counters()?.unparsed() - before.unparsed() < 4 {
         ensure!(Instant::now() < deadline, "the tagged frame is not counted");
     }
     let after = scene.programs.counters()?;
-    assert_eq!(after.at(COUNT_UNPARSED) - before.at(COUNT_UNPARSED), 4);
+    for (reason, count) in [(PassReason::IpOptions, 1), (PassReason::Fragment, 2), (PassReason::Vlan, 1)] {
+        assert_eq!(after.passed(reason) - before.passed(reason), count, "{reason}");
+    }
     assert_eq!(after.at(COUNT_TO_USER), before.at(COUNT_TO_USER));
     assert_eq!(scene.programs.stats(0)?.packets, 0);
     viewer.set_nonblocking(true)?;

@@ -10,10 +10,13 @@ mod differential;
 mod edges;
 mod foreign;
 mod frame;
-
+mod gro;
+mod headers;
 mod programs;
+mod random;
 mod run;
 mod scene;
+mod supers;
 mod table;
 mod traffic;
 

@@ -8,11 +8,12 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use msm_fastpath::limits::{COUNTERS, VERDICT_COUNTERS};
 use msm_fastpath::{
-    DropReason, Event, FlowEntry, FlowKey, FlowStats, Gate, GateEntry, LegEntry, LegStats, PortKey,
+    DropReason, Event, FlowEntry, FlowKey, FlowStats, Gate, GateEntry, LegEntry, LegStats, PassReason,
+    PortKey,
 };
 use zerocopy::FromBytes as _;
 
-/// Both programs and their maps.
+/// The programs and their maps.
 pub(crate) struct Programs {
     ebpf: Ebpf,
 }
@@ -30,6 +31,19 @@ impl Counters {
         self.at(VERDICT_COUNTERS + reason.index() as u32)
     }
 
+    pub(crate) fn passed(&self, reason: PassReason) -> u64 {
+        self.at(reason.counter())
+    }
+
+    /// Passed on because the headers are not at fixed offsets, whatever the cause.
+    pub(crate) fn unparsed(&self) -> u64 {
+        PassReason::ALL
+            .into_iter()
+            .filter(|why| *why != PassReason::NotOurs)
+            .map(|why| self.passed(why))
+            .sum()
+    }
+
     pub(crate) fn total(&self) -> u64 {
         self.0.iter().sum()
     }
@@ -43,6 +57,8 @@ impl Programs {
         tcx.load()?;
         let xdp: &mut Xdp = ebpf.program_mut("xdp_ingress").context("xdp_ingress")?.try_into()?;
         xdp.load()?;
+        let test: &mut SchedClassifier = ebpf.program_mut("self_test").context("self_test")?.try_into()?;
+        test.load()?;
         Ok(Self { ebpf })
     }
 
@@ -52,6 +68,10 @@ impl Programs {
 
     pub(crate) fn xdp(&self) -> Result<&Xdp> {
         Ok(self.ebpf.program("xdp_ingress").context("xdp_ingress")?.try_into()?)
+    }
+
+    pub(crate) fn self_test(&self) -> Result<&SchedClassifier> {
+        Ok(self.ebpf.program("self_test").context("self_test")?.try_into()?)
     }
 
     /// Attaches to a device of the caller's namespace.

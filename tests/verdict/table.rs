@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result};
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
-use msm_fastpath::limits::{COUNT_FORWARD, COUNT_NOT_OURS, COUNT_TO_USER, COUNT_UNPARSED, VERDICT_COUNTERS};
-use msm_fastpath::{Course, DropReason, FlowEntry, FlowKind, PortKey};
+use msm_fastpath::limits::{COUNT_FORWARD, COUNT_TO_USER, VERDICT_COUNTERS};
+use msm_fastpath::{Course, DropReason, FlowEntry, FlowKind, PassReason, PortKey};
 
 use crate::frame::{Frame, rtcp, rtp};
 use crate::programs::Programs;
@@ -13,8 +13,7 @@ use crate::{LOOPBACK, PAYLOAD_TYPE, SSRC, entry, kernel, key, key6};
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
-    NotOurs,
-    Unparsed,
+    Pass(PassReason),
     /// To the legs; these flows have none, and the worker gets a copy.
     Forward,
     ToUser,
@@ -32,7 +31,7 @@ const XDP_PASS: u32 = 2;
 impl Expect {
     fn tcx(self) -> u32 {
         match self {
-            Self::NotOurs | Self::Unparsed => TCX_NEXT,
+            Self::Pass(_) => TCX_NEXT,
             Self::Forward | Self::ToUser | Self::Strange => TC_ACT_OK,
             Self::Drop(_) => TC_ACT_SHOT,
         }
@@ -44,8 +43,7 @@ impl Expect {
 
     fn counter(self) -> u32 {
         match self {
-            Self::NotOurs => COUNT_NOT_OURS,
-            Self::Unparsed => COUNT_UNPARSED,
+            Self::Pass(reason) => reason.counter(),
             Self::Forward => COUNT_FORWARD,
             Self::ToUser | Self::Strange => COUNT_TO_USER,
             Self::Drop(reason) => VERDICT_COUNTERS + reason.index() as u32,
@@ -149,24 +147,26 @@ fn frames_get_the_verdict_of_the_table() -> Result<()> {
         ("a flow of another interface", to(6000, 8062, &rtp(PAYLOAD_TYPE, 7, SSRC)).bytes()),
     ];
     for (name, frame) in not_ours {
-        check(&kernel, name, &frame, Expect::NotOurs)?;
+        check(&kernel, name, &frame, Expect::Pass(PassReason::NotOurs))?;
     }
 
     let unparsed = [
-        ("vlan", Frame { vlan: true, ..ours() }),
-        ("ipv4 options", Frame { options: vec![1, 1, 1, 1], ..ours() }),
-        ("first fragment", Frame { fragment: 0x2000, ..ours() }),
-        ("later fragment", Frame { fragment: 0x0010, ..ours() }),
-        ("hop-by-hop header", Frame { protocol: 0, ..ours().v6() }),
-        ("fragment header", Frame { protocol: 44, ..ours().v6() }),
-        ("an ip length beyond the frame", Frame { ip_len_error: 1, ..ours() }),
-        ("an ipv6 length beyond the frame", Frame { ip_len_error: 1, ..ours().v6() }),
-        ("a udp length beyond the packet", Frame { udp_len_error: 1, ..ours() }),
-        ("a udp length below its header", Frame { udp_len_error: -173, ..ours() }),
-        ("an ip length below its header", Frame { ip_len_error: -190, ..ours() }),
+        ("vlan", Frame { vlan: true, ..ours() }, PassReason::Vlan),
+        ("ipv4 options", Frame { options: vec![1, 1, 1, 1], ..ours() }, PassReason::IpOptions),
+        ("first fragment", Frame { fragment: 0x2000, ..ours() }, PassReason::Fragment),
+        ("later fragment", Frame { fragment: 0x0010, ..ours() }, PassReason::Fragment),
+        ("hop-by-hop header", Frame { protocol: 0, ..ours().v6() }, PassReason::IpOptions),
+        ("routing header", Frame { protocol: 43, ..ours().v6() }, PassReason::IpOptions),
+        ("fragment header", Frame { protocol: 44, ..ours().v6() }, PassReason::Fragment),
+        ("destination options", Frame { protocol: 60, ..ours().v6() }, PassReason::IpOptions),
+        ("an ip length beyond the frame", Frame { ip_len_error: 1, ..ours() }, PassReason::Malformed),
+        ("an ipv6 length beyond the frame", Frame { ip_len_error: 1, ..ours().v6() }, PassReason::Malformed),
+        ("a udp length beyond the packet", Frame { udp_len_error: 1, ..ours() }, PassReason::Malformed),
+        ("a udp length below its header", Frame { udp_len_error: -173, ..ours() }, PassReason::Malformed),
+        ("an ip length below its header", Frame { ip_len_error: -190, ..ours() }, PassReason::Malformed),
     ];
-    for (name, frame) in unparsed {
-        check(&kernel, name, &frame.bytes(), Expect::Unparsed)?;
+    for (name, frame, reason) in unparsed {
+        check(&kernel, name, &frame.bytes(), Expect::Pass(reason))?;
     }
 
     let (rtp_ok, rr) = (rtp(PAYLOAD_TYPE, 7, SSRC), rtcp(SSRC));
@@ -212,7 +212,7 @@ fn a_frame_cut_at_any_offset_passes_untouched() -> Result<()> {
         for len in 14..whole.len() {
             let hooks: &[Hook] = if len < 14 + ip_header { &[Hook::Xdp] } else { &[Hook::Tcx, Hook::Xdp] };
             let name = format!("cut at {len} of {}", whole.len());
-            check_by(&kernel, hooks, &name, &whole[..len], Expect::Unparsed)?;
+            check_by(&kernel, hooks, &name, &whole[..len], Expect::Pass(PassReason::Malformed))?;
         }
         check(&kernel, "whole", &whole, Expect::Forward)?;
     }
@@ -236,5 +236,5 @@ fn flow_statistics_follow_the_verdicts() -> Result<()> {
     assert!(stats.timestamp_at > 0 && stats.timestamp_at <= stats.last_arrival);
     kernel.remove_flow(&key(5004, 8062, LOOPBACK))?;
     let frame = Frame::udp(5004, 8062, &rtp(PAYLOAD_TYPE, 11, SSRC));
-    check(&kernel, "after removal", &frame.bytes(), Expect::NotOurs)
+    check(&kernel, "after removal", &frame.bytes(), Expect::Pass(PassReason::NotOurs))
 }

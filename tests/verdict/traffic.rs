@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::tc::SchedClassifierLink;
 use aya::programs::xdp::XdpLink;
 use aya::programs::{SchedClassifier, TcAttachType};
-use msm_fastpath::limits::{COUNT_FORWARD, COUNT_UNPARSED};
-use msm_fastpath::{DropReason, FlowEntry, FlowKey, FlowKind, PortKey};
+use msm_fastpath::limits::COUNT_FORWARD;
+use msm_fastpath::{DropReason, FlowEntry, FlowKey, FlowKind, PassReason, PortKey};
 use msm_tests::lab::{Lab, Node};
 use msm_tests::privilege::{Need, granted};
 use nix::net::if_::if_nametoindex;
@@ -213,9 +213,9 @@ fn raw_frames_cut_at_any_offset_pass_tcx() -> Result<()> {
     let frame = Frame::udp(5004, 8062, &rtp(PAYLOAD_TYPE, 7, SSRC));
     for whole in [frame.clone().bytes(), frame.v6().bytes()] {
         for len in 15..whole.len() {
-            let before = kernel.counters()?.at(COUNT_UNPARSED);
+            let before = kernel.counters()?.passed(PassReason::Malformed);
             raw.send_to(&whole[..len], &address).with_context(|| format!("sending {len} bytes"))?;
-            let counted = || Ok(kernel.counters()?.at(COUNT_UNPARSED));
+            let counted = || Ok(kernel.counters()?.passed(PassReason::Malformed));
             reaches(&format!("cut at {len}"), before + 1, counted)?;
         }
     }

@@ -11,6 +11,7 @@ use crate::drop::DropReason;
 use crate::flow::FlowKey;
 use crate::group::LegEntry;
 use crate::header::{ETH_LEN, IPV4_LEN, IPV6_LEN, RtpFixed, UDP_LEN};
+use crate::pass::PassReason;
 use crate::rewrite::{edit_delta, next_tos, next_ttl};
 
 /// Bytes of padding before the Ethernet header.
@@ -169,6 +170,17 @@ impl Head {
             return None;
         }
         Some(Datagram { payload_len: len - UDP_LEN as u32, check: half(word, 1) })
+    }
+
+    /// Why [`Self::datagram_v4`] or [`Self::datagram_v6`] found no datagram.
+    #[inline(always)]
+    pub const fn pass_reason(&self, family: Family) -> PassReason {
+        let [version_ihl, _, _, _] = self.words[4].to_ne_bytes();
+        match family {
+            Family::V4 if version_ihl > 0x45 && version_ihl <= 0x4f => PassReason::IpOptions,
+            Family::V4 if version_ihl == 0x45 && half(self.words[5], 1) & 0x3fff != 0 => PassReason::Fragment,
+            Family::V4 | Family::V6 => PassReason::Malformed,
+        }
     }
 
     /// Key of the flow.

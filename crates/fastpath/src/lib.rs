@@ -32,6 +32,7 @@ pub mod gso;
 pub mod head;
 pub mod header;
 pub mod limits;
+pub mod pass;
 pub mod progress;
 pub mod rewrite;
 
@@ -43,5 +44,6 @@ pub use gate::{Gate, GateEntry, Step};
 pub use group::{GroupMode, LegEntry, LegStats};
 pub use head::{Checksum, Family, Head};
 pub use header::{RTP_FIXED_LEN, RtpFixed, is_rtcp};
+pub use pass::PassReason;
 pub use progress::{Arrival, Progress};
 pub use rewrite::{RtpEdit, rewrite};

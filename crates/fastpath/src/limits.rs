@@ -44,17 +44,14 @@ pub const MAX_TIME_JUMP: u32 = 10;
 /// ingress it is to appear, in this machine's byte order.
 pub const SELF_TEST_IFINDEX: usize = 14 + 20 + 8 + 12;
 
-/// Counters of the `counters` map: the verdicts first, then one per drop reason.
+/// Counters of the `counters` map: one per reason to pass a packet on, the other verdicts, one per drop reason.
 pub const COUNTERS: u32 = VERDICT_COUNTERS + crate::drop::DropReason::ALL.len() as u32;
 
 /// Index in `counters`: passed to the kernel's own stack, because it is not for a media address of ours.
-pub const COUNT_NOT_OURS: u32 = 0;
-/// Index in `counters`: passed, because the headers did not parse at fixed offsets (options, fragments,
-/// VLAN, another protocol, too short).
-pub const COUNT_UNPARSED: u32 = 1;
+pub const COUNT_NOT_OURS: u32 = crate::pass::PassReason::NotOurs.counter();
 /// Index in `counters`: admitted, to be forwarded.
-pub const COUNT_FORWARD: u32 = 2;
+pub const COUNT_FORWARD: u32 = crate::pass::PassReason::ALL.len() as u32;
 /// Index in `counters`: handed to user space.
-pub const COUNT_TO_USER: u32 = 3;
+pub const COUNT_TO_USER: u32 = COUNT_FORWARD + 1;
 /// Number of counters that stand before the drop reasons.
-pub const VERDICT_COUNTERS: u32 = 4;
+pub const VERDICT_COUNTERS: u32 = COUNT_TO_USER + 1;

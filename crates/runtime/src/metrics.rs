@@ -101,6 +101,8 @@ pub struct Sample {
     pub streams: Vec<StreamSample>,
     /// Packets dropped, by reason.
     pub dropped: Vec<(&'static str, u64)>,
+    /// Packets that the kernel path left to the kernel's own stack, by why.
+    pub passed: Vec<(&'static str, u64)>,
     /// Queue, depth now, entries dropped so far.
     pub queues: Vec<(&'static str, u64, u64)>,
     /// Socket, receive buffer in bytes, datagrams lost to its overflow so far.
@@ -138,6 +140,7 @@ pub struct Metrics {
     round_trip: Family<StreamLabels, Level>,
     receivers: Family<StreamLabels, Level>,
     dropped: Family<ReasonLabels, Count>,
+    passed: Family<ReasonLabels, Count>,
     queue_depth: Family<QueueLabels, Level>,
     queue_dropped: Family<QueueLabels, Count>,
     socket_buffer: Family<SocketLabels, Level>,
@@ -154,11 +157,13 @@ pub struct Metrics {
 
 impl Metrics {
     /// A registry that says `version` and `commit` in `msm_build_info` and has a zero for every reason of
-    /// `drop_reasons` and every state of `stream_states`, so that rates exist before the first event.
+    /// `drop_reasons` and `pass_reasons` and every state of `stream_states`, so that rates exist before the first
+    /// event.
     pub fn new(
         version: &'static str,
         commit: &'static str,
         drop_reasons: &[&'static str],
+        pass_reasons: &[&'static str],
         stream_states: &[&'static str],
     ) -> Self {
         let mut registry = Registry::with_prefix("msm");
@@ -190,6 +195,11 @@ impl Metrics {
             ),
             receivers: register!(Family::default(), "fanout_receivers", "Legs of each stream"),
             dropped: register!(Family::default(), "dropped_packets", "Packets dropped by reason"),
+            passed: register!(
+                Family::default(),
+                "passed_packets",
+                "Packets left to the kernel's own stack by reason"
+            ),
             queue_depth: register!(Family::default(), "queue_depth", "Entries waiting in a queue"),
             queue_dropped: register!(Family::default(), "queue_dropped", "Entries a full queue refused"),
             socket_buffer: register!(
@@ -218,6 +228,9 @@ impl Metrics {
         };
         for reason in drop_reasons {
             drop(metrics.dropped.get_or_create(&ReasonLabels { reason }));
+        }
+        for reason in pass_reasons {
+            drop(metrics.passed.get_or_create(&ReasonLabels { reason }));
         }
         metrics.clear_levels();
         metrics
@@ -269,6 +282,9 @@ impl Metrics {
         }
         for (reason, total) in &sample.dropped {
             self.dropped.get_or_create(&ReasonLabels { reason }).inner().store(*total, Ordering::Relaxed);
+        }
+        for (reason, total) in &sample.passed {
+            self.passed.get_or_create(&ReasonLabels { reason }).inner().store(*total, Ordering::Relaxed);
         }
         for (queue, depth, dropped) in &sample.queues {
             let labels = QueueLabels { queue };

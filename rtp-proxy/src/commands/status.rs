@@ -147,6 +147,15 @@ fn batching(value: &Value) -> String {
     text
 }
 
+/// What the programs left alone, in one line, if there was anything.
+fn passed(passes: &[(&'static str, u64)]) -> String {
+    if passes.is_empty() {
+        return String::new();
+    }
+    let counts: Vec<_> = passes.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    format!("  left to the kernel's own stack: {}\n", counts.join(", "))
+}
+
 /// What lies under bpffs for a person.
 fn describe_pins(found: &Found) -> String {
     let mut text = String::new();
@@ -192,6 +201,7 @@ fn describe_pins(found: &Found) -> String {
         let _ = write!(text, ", {count} dropped ({reason})");
     }
     text.push('\n');
+    text.push_str(&passed(&counters.passes()));
     text
 }
 
@@ -223,6 +233,15 @@ mod tests {
              \x20 > 10.0.0.7:4000          udp  tcx   active   9 packets\n\
              \x20 > 10.0.0.8:4000          tcp  user  active   8 packets, 1 dropped (queue_full)  (TCP needs the worker)\n"
         );
+    }
+
+    #[test]
+    fn what_was_left_to_the_kernels_own_stack_is_said_by_reason() {
+        assert_eq!(
+            passed(&[("not_ours", 7), ("vlan", 2)]),
+            "  left to the kernel's own stack: 7 not_ours, 2 vlan\n"
+        );
+        assert_eq!(passed(&[]), "");
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{MapData, PerCpuArray};
-use msm_fastpath::DropReason;
 use msm_fastpath::limits::VERDICT_COUNTERS;
+use msm_fastpath::{DropReason, PassReason};
 
 use super::load::{Kernel, LoadError};
 use super::pins::Pins;
@@ -75,6 +75,16 @@ impl Reader {
             .chain([softnet])
             .filter(|(_, count)| *count > 0)
             .map(|(reason, count)| (reason.as_str(), count))
+            .collect()
+    }
+
+    /// Packets that the programs left to the kernel's own stack since they were loaded first, by why. Reasons without
+    /// a packet are left out.
+    pub fn passes(&self) -> Vec<(&'static str, u64)> {
+        PassReason::ALL
+            .map(|reason| (reason.as_str(), self.counter(reason.counter())))
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
             .collect()
     }
 }

@@ -108,7 +108,7 @@ fn replaced(done: &undo::Removed, why: &str) {
 }
 
 /// An error with its causes, on one line.
-fn words(error: &dyn std::error::Error) -> String {
+pub(super) fn words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

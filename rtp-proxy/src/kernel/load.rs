@@ -3,6 +3,7 @@
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use msm_fastpath::limits;
+use tracing::warn;
 
 use super::pins::Pins;
 use super::tables::{map_data, name};
@@ -103,8 +104,14 @@ impl Kernel {
             .load()
             .map_err(|source| LoadError::Refused { program: TCX_INGRESS, source: Box::new(source) })?;
         // Without it everything works, untried.
-        if let Ok(self_test) = kernel.program_mut::<SchedClassifier>(SELF_TEST) {
-            self_test.load().ok();
+        if let Ok(self_test) = kernel.program_mut::<SchedClassifier>(SELF_TEST)
+            && let Err(error) = self_test.load()
+        {
+            warn!(
+                event = "kernel.self_test",
+                error = super::hold::words(&error),
+                "the kernel refuses the program of the self-test: interfaces are used untried"
+            );
         }
         Ok(kernel)
     }

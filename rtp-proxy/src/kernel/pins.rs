@@ -35,7 +35,7 @@ use super::privileges;
 /// Where bpffs usually is.
 pub const BPFFS: &str = "/sys/fs/bpf";
 /// Raised when entries of the same layout mean something else.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 /// Our folder there.
 pub const FOLDER: &str = "msm";
 const NETNS: &str = "netns";

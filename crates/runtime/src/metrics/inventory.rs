@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn counters_go_on_in_the_next_process() {
-        let first = Metrics::new("1", "c", &[], &[]);
+        let first = Metrics::new("1", "c", &[], &[], &[]);
         first.observe_request("PLAY", 200);
         first.observe_request("PLAY", 200);
         first.observe_request("SETUP", 461);
@@ -204,7 +204,7 @@ mod tests {
         let mut wanted = lines(&first);
         let threads = [("data-0".to_owned(), Duration::from_millis(250))];
         let text = serde_json::to_string(&first.inventory(&threads)).unwrap();
-        let second = Metrics::new("1", "c", &[], &[]);
+        let second = Metrics::new("1", "c", &[], &[], &[]);
         second.restore(serde_json::from_str(&text).unwrap());
         let mut got = lines(&second);
         // The thread goes on from what it had used.
@@ -222,7 +222,7 @@ mod tests {
         wanted.sort();
         got.sort();
         assert_eq!(got, wanted);
-        let third = Metrics::new("1", "c", &[], &[]);
+        let third = Metrics::new("1", "c", &[], &[], &[]);
         third.restore(second.inventory(&threads));
         assert!(
             lines(&third).iter().any(|line| line == "msm_thread_cpu_seconds_total{thread=\"data-0\"} 0.75")

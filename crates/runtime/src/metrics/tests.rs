@@ -1,10 +1,11 @@
 use super::*;
 
 const REASONS: [&str; 2] = ["malformed", "queue_full"];
+const PASSES: [&str; 2] = ["not_ours", "vlan"];
 const STATES: [&str; 2] = ["idle", "active"];
 
 fn metrics() -> Metrics {
-    Metrics::new("1.2.3", "abc", &REASONS, &STATES)
+    Metrics::new("1.2.3", "abc", &REASONS, &PASSES, &STATES)
 }
 
 fn stream(name: &str, legs: u64) -> StreamSample {
@@ -55,6 +56,7 @@ fn every_family_has_help_and_type_in_the_older_form() {
     let sample = Sample {
         streams: vec![stream("cam1", 1)],
         dropped: vec![("malformed", 3)],
+        passed: vec![("vlan", 2)],
         queues: vec![("interleaved", 1, 2)],
         sockets: vec![("players", 8 << 20, 0)],
         threads: vec![("control".to_owned(), Duration::from_millis(1_500))],
@@ -73,6 +75,8 @@ fn every_family_has_help_and_type_in_the_older_form() {
     }
     assert!(text.contains(r#"msm_thread_cpu_seconds_total{thread="control"} 1.5"#), "{text}");
     assert!(text.contains(r#"msm_dropped_packets_total{reason="queue_full"} 0"#));
+    assert!(text.contains(r#"msm_passed_packets_total{reason="not_ours"} 0"#));
+    assert!(text.contains(r#"msm_passed_packets_total{reason="vlan"} 2"#));
 }
 
 #[test]
