@@ -12,6 +12,7 @@ use rtp_proxy::commands::{self, Outcome};
 use rtp_proxy::config::args::BpffsArgs;
 use rtp_proxy::config::{self, Cli, Config, ConfigError, Raw, Verb};
 use rtp_proxy::kernel::pins;
+use sd_notify::NotifyState;
 
 /// Usage errors, as shells and clap have it.
 const USAGE: u8 = 2;
@@ -64,6 +65,16 @@ fn standalone(raw: Raw) -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<()> {
     telemetry::install(config.log_level.clone(), config.log_format).context("cannot start logging")?;
-    app::run(config, Stop::Signals, |_| ())?;
+    app::run(config, Stop::Signals, |_| tell_service_manager())?;
     Ok(())
+}
+
+/// Under systemd `systemctl start` waits for this; elsewhere nobody asks.
+fn tell_service_manager() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!(
+            event = "notify.failed",
+            "the service manager does not hear that all is ready: {error}"
+        );
+    }
 }

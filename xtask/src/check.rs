@@ -4,6 +4,7 @@ mod docs;
 mod layers;
 mod lints;
 mod size;
+mod units;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,11 +33,12 @@ pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     if run_command(&mut format).is_err() {
         problems.push("the format is not rustfmt's: run cargo fmt --all".to_owned());
     }
-    let house: [(&str, HouseCheck); 4] = [
+    let house: [(&str, HouseCheck); 5] = [
         ("size of files", size::check),
         ("lint inheritance", lints::check),
         ("dependency direction", layers::check),
         ("documents name what exists", docs::check),
+        ("units of systemd", units::check),
     ];
     for (name, check) in house {
         say(name);

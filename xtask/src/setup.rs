@@ -49,6 +49,8 @@ pub(crate) const TESTS: &[Package] = &[
     package("vlc-bin", "a camera: VLC as RTSP server"),
     package("vlc-plugin-base", "VLC's RTP output and demultiplexers"),
     package("tshark", "an independent view of loss and jitter"),
+    package("systemd", "systemd-analyze, which judges our units"),
+    package("libcap2-bin", "setcap, for the proxy as an ordinary user"),
 ];
 
 /// Checks licences, sources, bans and duplicates of the dependencies.

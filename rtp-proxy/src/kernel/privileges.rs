@@ -6,6 +6,7 @@ use std::path::Path;
 use nix::fcntl::AT_FDCWD;
 use nix::unistd::{AccessFlags, Uid, User, faccessat};
 
+const CAP_DAC_OVERRIDE: u32 = 1;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_PTRACE: u32 = 19;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -96,6 +97,11 @@ const INITIAL_PIDS: &str = "pid:[4026531836]";
 pub fn may_see_processes() -> bool {
     let pids = fs::read_link("/proc/thread-self/ns/pid");
     has(effective(), CAP_SYS_PTRACE) && pids.is_ok_and(|pids| pids.as_os_str() == INITIAL_PIDS)
+}
+
+/// Whether the modes of files bind us.
+pub fn may_write_everything() -> bool {
+    has(effective(), CAP_DAC_OVERRIDE)
 }
 
 /// Whether sockets may have larger buffers than `net.core.rmem_max`.

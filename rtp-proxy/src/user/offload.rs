@@ -213,9 +213,11 @@ impl Offload {
         for candidate in candidates {
             let leg = self.entry(candidate.leg, now);
             leg.active = candidate.active;
-            leg.plan = match &source {
-                Ok(_) => candidate.plan,
-                Err(reason) => Err(reason.clone()),
+            leg.plan = match (candidate.plan, &source) {
+                // What no source can change is said first.
+                (Err(own @ UserReason::Transport(_)), _) => Err(own),
+                (_, Err(reason)) => Err(reason.clone()),
+                (plan, Ok(_)) => plan,
             };
         }
         if source.as_ref().map_or(true, |source| source.ingress.ifindex != self.tried) {

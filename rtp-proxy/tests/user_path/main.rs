@@ -13,6 +13,7 @@ mod workers;
 use std::time::Duration;
 
 use msm_graph::{LegEncap, LegOp, LegState, Report};
+use rtp_proxy::kernel::hop::UserReason;
 use tokio::time::timeout;
 
 use crate::lab::{
@@ -131,7 +132,12 @@ fn a_restarted_source_is_spliced_behind_the_viewers() {
             let (channel, packet) = read_frame(&mut client).await;
             assert_eq!((channel, seq_of(&packet), ssrc_of(&packet)), (0, 101 + i, 0x11));
         }
-        assert!(lab.workers.snapshot().await.streams[0].legs.iter().all(|leg| leg.packets == 11));
+        let legs = lab.workers.snapshot().await.streams[0].legs.clone();
+        assert!(legs.iter().all(|leg| leg.packets == 11));
+        // Why each is here: over TCP it always is.
+        let of = |transport| legs.iter().find(|leg| leg.transport == transport).unwrap().rung_reason.clone();
+        assert_eq!(of("tcp"), Some(UserReason::Transport("interleaved TCP")));
+        assert!(of("udp").is_some_and(|reason| !matches!(reason, UserReason::Transport(_))));
     });
 }
 

@@ -42,8 +42,15 @@ fn a_tcp_leg_beside_gets_every_packet_from_the_worker() {
     world.join(true);
     world.settle();
     assert_eq!((world.rung(0), world.rung(2)), (Some(Rung::Tcx), None));
-    assert_eq!(world.offload.rung(world.viewers[2].leg), Err(UserReason::Transport("interleaved TCP")));
+    let over_tcp = Err(UserReason::Transport("interleaved TCP"));
+    assert_eq!(world.offload.rung(world.viewers[2].leg), over_tcp);
     world.check_all();
+    // Whatever becomes of the source, that is why.
+    let gone = UserReason::NoEthernet("lo".to_owned());
+    world.ingress = Err(gone.clone());
+    world.reconcile();
+    assert_eq!(world.offload.rung(world.viewers[2].leg), over_tcp);
+    assert_eq!(world.offload.rung(world.viewers[0].leg), Err(gone));
 }
 
 #[test]

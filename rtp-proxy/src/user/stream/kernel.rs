@@ -22,6 +22,8 @@ use crate::user::worker::{KernelEnd, Shared};
 const LOOK: Duration = Duration::from_millis(500);
 /// Bytes of an RTP header, which sender reports do not count.
 const HEADER: u64 = 12;
+/// Of a viewer over TCP, whatever else may be wrong.
+const INTERLEAVED: UserReason = UserReason::Transport("interleaved TCP");
 
 /// A track's side of the kernel path.
 #[derive(Debug)]
@@ -407,10 +409,13 @@ impl Stream {
 
     /// What carries a leg: the slowest of its tracks counts.
     pub(super) fn rung_of(&self, leg: LegId, shared: &Shared) -> (Rung, Option<UserReason>) {
-        if let Err(reason) = shared.kernel() {
-            return (Rung::User, Some(reason.clone()));
-        }
         let tracks = self.tracks.iter().filter(|track| track.legs.iter().any(|out| out.leg == leg));
+        if let Err(reason) = shared.kernel() {
+            let is_leg = |out: &&LegOut| out.leg == leg;
+            let mut outs = tracks.filter_map(|track| track.legs.iter().find(is_leg));
+            let udp = outs.all(|out| matches!(out.way, Way::Udp { .. }));
+            return (Rung::User, Some(if udp { reason.clone() } else { INTERLEAVED }));
+        }
         tracks
             .map(|track| match track.kernel.offload.rung(leg) {
                 Ok(rung) => (rung, None),
@@ -478,7 +483,7 @@ fn plan_of(
     source: Option<&Source>,
     kernel: &KernelEnd,
 ) -> Result<Plan, UserReason> {
-    let Way::Udp { rtp, .. } = &out.way else { return Err(UserReason::Transport("interleaved TCP")) };
+    let Way::Udp { rtp, .. } = &out.way else { return Err(INTERLEAVED) };
     let dst = rtp.addr();
     let src = out.kernel.from.ok_or(UserReason::Unresolved(dst.ip()))?;
     match out.state {
