@@ -22,6 +22,7 @@ use crate::resolve::SourceRoute;
 pub(crate) mod inventory;
 mod recovery;
 mod setup;
+mod silence;
 mod words;
 
 pub(crate) use words::in_words;
@@ -31,9 +32,6 @@ const TEARDOWN_WAIT: Duration = Duration::from_secs(1);
 
 /// Of a row of failed attempts, one in so many is worth a line.
 const FAILURES_PER_LINE: u32 = 60;
-
-/// Longest wait for a camera that has fallen silent to say that it is still there.
-const PROBE_WAIT: Duration = Duration::from_secs(2);
 
 /// Reason of a failure: the camera wants credentials that we do not have, or refused ours.
 const UNAUTHORIZED: &str = "unauthorized";
@@ -347,37 +345,6 @@ impl Upstream {
             .collect();
         self.enter(Phase::SettingUp);
         self.set_up_next(now);
-    }
-
-    /// Packets arrive.
-    pub(crate) fn observe_active(&mut self) {
-        if matches!(self.phase, Phase::Installing | Phase::Starting | Phase::Playing) {
-            self.active = true;
-            self.attempts = 0;
-            self.failures = 0;
-            self.probe = None;
-            if self.phase == Phase::Playing {
-                self.deadline = None;
-            }
-        }
-    }
-
-    /// No packet for this long.
-    pub(crate) fn observe_silent(&mut self, now: Instant, silent_for: Duration) {
-        if self.phase != Phase::Playing || silent_for < self.times.silence {
-            return;
-        }
-        if silent_for >= self.times.silence_reopen {
-            return self.reopen(now, "silent");
-        }
-        if self.active && self.probe.is_none() {
-            // A camera that rebooted answers the probe with a reset, one that only pauses answers it.
-            self.probe = Some(now + PROBE_WAIT);
-            if let Some(client) = &mut self.client {
-                client.probe(now);
-            }
-            self.drain_client(now);
-        }
     }
 
     /// Deadlines.

@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 
 use msm_graph::*;
 use msm_handover::Anchor;
-use msm_rtsp::auth::{BasicPolicy, ClientAuth, Credentials};
 use msm_rtsp::message::{Method, Request, Response, Status};
-use msm_rtsp::transport::parse_transport;
 
 use crate::ControlPlane;
 use crate::config::Config;
 use crate::event::{Action, ConnEnd, Entropy, Event, Now, OpError, OpToken};
 use crate::inventory::PlaneInventory;
+
+mod camera;
+mod viewer;
+
+pub(super) use camera::{CAMERA_SDP, Camera};
+pub(super) use viewer::{TCP, UDP, Viewer, authorize};
 
 /// Bytes that differ and repeat from run to run.
 #[derive(Debug, Default, Clone)]
@@ -29,106 +33,6 @@ impl Entropy for Counter {
             self.0.set(next);
             *byte = (next >> 33) as u8;
         }
-    }
-}
-
-pub(super) const CAMERA_SDP: &str = "v=0\r\no=- 77 1 IN IP4 192.0.2.10\r\ns=Live\r\nc=IN IP4 192.0.2.10\r\nt=0 0\r\n\
-a=control:rtsp://192.0.2.10:8554/live/\r\n\
-m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:rtsp://192.0.2.10:8554/live/track1\r\n\
-m=audio 0 RTP/AVP 8\r\na=control:rtsp://192.0.2.10:8554/live/track2\r\n";
-
-/// A camera that answers requests.
-#[derive(Debug)]
-pub(super) struct Camera {
-    pub(super) up: bool,
-    /// Connects, then says nothing.
-    pub(super) mute: bool,
-    /// `461` to UDP.
-    pub(super) tcp_only: bool,
-    /// Plays, but its UDP packets do not arrive.
-    pub(super) udp_blocked: bool,
-    pub(super) sdp: String,
-    pub(super) public: &'static str,
-    /// `Session` header of SETUP answers, by count of SETUPs.
-    pub(super) session: fn(usize) -> Option<String>,
-    pub(super) challenge: Option<&'static str>,
-    /// The next request with a session gets `454`.
-    pub(super) forget_session: bool,
-    pub(super) requests: Vec<Request>,
-    pub(super) dials: usize,
-    pub(super) open: Vec<ConnId>,
-    pub(super) setups: usize,
-}
-
-impl Default for Camera {
-    fn default() -> Self {
-        Self {
-            up: true,
-            mute: false,
-            tcp_only: false,
-            udp_blocked: false,
-            sdp: CAMERA_SDP.to_owned(),
-            public: "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN",
-            session: |_| Some("cafe1234;timeout=60".to_owned()),
-            challenge: None,
-            forget_session: false,
-            requests: Vec::new(),
-            dials: 0,
-            open: Vec::new(),
-            setups: 0,
-        }
-    }
-}
-
-impl Camera {
-    pub(super) fn count(&self, method: &Method) -> usize {
-        self.requests.iter().filter(|r| r.method == *method).count()
-    }
-
-    fn answer(&mut self, request: &Request) -> Option<Response> {
-        self.requests.push(request.clone());
-        if self.mute {
-            return None;
-        }
-        let mut response = Response::new(Status::OK);
-        if let Some(challenge) = self.challenge
-            && !request.headers.get("Authorization").is_some_and(|v| v.contains("username=\"admin\""))
-        {
-            response = Response::new(Status::UNAUTHORIZED).with("WWW-Authenticate", challenge);
-            return Some(response.with("CSeq", request.cseq().unwrap().to_string()));
-        }
-        if request.headers.get("Session").is_some() && std::mem::take(&mut self.forget_session) {
-            response = Response::new(Status::SESSION_NOT_FOUND);
-            return Some(response.with("CSeq", request.cseq().unwrap().to_string()));
-        }
-        match request.method {
-            Method::Options => response = response.with("Public", self.public),
-            Method::Describe => {
-                response = response
-                    .with("Content-Base", "rtsp://192.0.2.10:8554/live/")
-                    .with_body("application/sdp", self.sdp.clone());
-            }
-            Method::Setup => {
-                let asked = request.headers.get("Transport").unwrap().to_owned();
-                let spec = parse_transport(&asked).unwrap().remove(0);
-                if spec.interleaved.is_none() && self.tcp_only {
-                    response = Response::new(Status::UNSUPPORTED_TRANSPORT);
-                } else {
-                    let answer = if spec.interleaved.is_some() {
-                        asked
-                    } else {
-                        format!("{asked};source=192.0.2.10;server_port=41041-41042;ssrc=11223344")
-                    };
-                    response = response.with("Transport", answer);
-                    if let Some(session) = (self.session)(self.setups) {
-                        response = response.with("Session", session);
-                    }
-                    self.setups += 1;
-                }
-            }
-            _ => {}
-        }
-        Some(response.with("CSeq", request.cseq().unwrap().to_string()))
     }
 }
 
@@ -600,72 +504,6 @@ impl World {
     pub(super) fn has_note(&self, event: &str) -> bool {
         self.notes.iter().any(|note| note.event == event)
     }
-}
-
-/// A viewer of `rtsp://proxy:8554/<name>`.
-#[derive(Debug, Clone)]
-pub(super) struct Viewer {
-    pub(super) conn: ConnId,
-    pub(super) url: String,
-    pub(super) session: String,
-    pub(super) setups: Vec<Response>,
-    pub(super) play: Response,
-}
-
-pub(super) const UDP: [&str; 2] =
-    ["RTP/AVP;unicast;client_port=5000-5001", "RTP/AVP;unicast;client_port=5002-5003"];
-pub(super) const TCP: [&str; 2] =
-    ["RTP/AVP/TCP;unicast;interleaved=0-1", "RTP/AVP/TCP;unicast;interleaved=2-3"];
-
-impl World {
-    /// DESCRIBE, two SETUPs and PLAY, all answered at once.
-    pub(super) fn view(&mut self, name: &str, peer: &str, transport: [&str; 2]) -> Viewer {
-        let mut viewer = self.prepare(name, peer, transport);
-        viewer.play = self.ask(viewer.conn, Method::Play, &viewer.url, &[("Session", &viewer.session)]);
-        assert_eq!(viewer.play.status, Status::OK, "PLAY {name}");
-        viewer
-    }
-
-    /// DESCRIBE and two SETUPs.
-    pub(super) fn prepare(&mut self, name: &str, peer: &str, transport: [&str; 2]) -> Viewer {
-        let conn = self.connect(peer);
-        let url = format!("rtsp://proxy:8554/{name}");
-        let response = self.ask(conn, Method::Describe, &url, &[("Accept", "application/sdp")]);
-        assert_eq!(response.status, Status::OK, "DESCRIBE {name}");
-        let mut session = String::new();
-        let mut setups = Vec::new();
-        for (n, transport) in transport.iter().enumerate() {
-            let track = format!("{url}/trackID={n}");
-            let mut headers = vec![("Transport", *transport)];
-            if n > 0 {
-                headers.push(("Session", &session));
-            }
-            let response = self.ask(conn, Method::Setup, &track, &headers);
-            assert_eq!(response.status, Status::OK, "SETUP {track}");
-            let header = response.headers.get("Session").unwrap();
-            let id = header.split(';').next().unwrap().to_owned();
-            session = id;
-            setups.push(response);
-        }
-        Viewer { conn, url, session, setups, play: Response::new(Status::OK) }
-    }
-
-    pub(super) fn in_session(&mut self, viewer: &Viewer, method: Method) -> Response {
-        self.ask(viewer.conn, method, &viewer.url, &[("Session", &viewer.session)])
-    }
-}
-
-/// An `Authorization` for the challenges of a response.
-pub(super) fn authorize(
-    response: &Response,
-    user: &str,
-    password: &str,
-    method: &Method,
-    uri: &str,
-) -> String {
-    let mut auth = ClientAuth::new(Some(Credentials::new(user, password)), BasicPolicy::Refuse);
-    auth.handle_unauthorized(response.headers.get_all("WWW-Authenticate")).unwrap();
-    auth.authorization(method, uri, [7; 8]).unwrap()
 }
 
 /// The one place where the tests take a point in time; everything else is relative to it.
