@@ -11,6 +11,7 @@
 #![expect(clippy::print_stdout, reason = "the report is the program's output")]
 
 mod kernel {
+    pub(crate) mod bare;
     pub(crate) mod bursts;
     pub(crate) mod capacity;
     pub(crate) mod catalogue;

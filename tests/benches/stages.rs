@@ -3,7 +3,8 @@
 //!
 //! Every case stops one stage further on than the one before, so the differences are the stages. The frame is
 //! the same in every repetition: a leg readdresses it to the addresses that it has. Copies go to a
-//! dummy device, so what a receiver costs is not in it (`cargo xtask bench kernel` has that).
+//! dummy device, so what a receiver costs is not in it (`cargo xtask bench kernel` has that). An argument names
+//! another object than the proxy's own.
 
 #![expect(clippy::print_stdout, reason = "the report is the program's output")]
 
@@ -113,7 +114,10 @@ fn time(ebpf: &Ebpf, frame: &[u8], gso_size: u32, repeat: u32) -> Result<f64> {
 
 fn measure() -> Result<()> {
     let sink = nix::net::if_::if_nametoindex("sink0")?;
-    let mut ebpf = EbpfLoader::new().load(OBJECT.context("no kernel programs")?)?;
+    // Another object than the proxy's, to compare the two.
+    let given = std::env::args().nth(1).map(std::fs::read).transpose()?;
+    let object = given.as_deref().or(OBJECT).context("no kernel programs")?;
+    let mut ebpf = EbpfLoader::new().load(object)?;
     let program: &mut SchedClassifier = ebpf.program_mut("tcx_ingress").context("program")?.try_into()?;
     program.load()?;
     let rtp = frame(17, 5004, 172);

@@ -14,7 +14,7 @@ use super::path::Path;
 use super::report::{Basis, Outcome, Target};
 use super::rounds::{Plan, case};
 use super::topology::Kind;
-use super::{proxy, rtpengine};
+use super::{bare, proxy, rtpengine};
 
 /// G.711 of 20 ms with its RTP header.
 pub(crate) const AUDIO: usize = 172;
@@ -86,6 +86,11 @@ impl<'a> Entry<'a> {
         self.add(&name, lane);
     }
 
+    /// What no program at the hook of ours can be cheaper than.
+    pub(crate) fn bare(&mut self, mode: Mode, traffic: Traffic) {
+        self.add(&bare::name(traffic, mode), bare::lane(self.course, traffic, mode));
+    }
+
     /// With the floor of its pace.
     pub(crate) fn rtpengine(&mut self, traffic: Traffic) {
         let traffic = traffic.paced(rtpengine::RATE);
@@ -148,6 +153,7 @@ impl Run {
         entry.add("floor", course.floor(traffic));
         entry.add("floor", course.floor(paced));
         entry.fast(Kind::Inline, Mode::PerLeg, traffic);
+        entry.bare(Mode::Opaque, traffic);
         entry.add(NAIVE, course.closed(NAIVE, traffic, Path::naive));
         entry.add(TOKIO, course.closed(TOKIO, traffic, Path::tokio));
         entry.add(SEGMENTING, course.closed(SEGMENTING, traffic, Path::segmenting));
@@ -166,6 +172,9 @@ impl Run {
         outcome.claim(at, &ours, rtpengine::NAME, Basis::Net, Target::AtLeast(6.0));
         outcome.claim(at, &ours, proxy::MEDIAMTX, Basis::Net, Target::AtLeast(6.0));
         outcome.claim(at, &ours, proxy::NAME, Basis::Net, Target::Nothing);
+        let floor = bare::name(traffic, Mode::Opaque);
+        outcome.claim(at, &floor, TOKIO, Basis::Gross, Target::Nothing);
+        outcome.claim(at, &floor, rtpengine::NAME, Basis::Net, Target::Nothing);
         outcome.draw_costs(
             "kernel-b1.svg",
             "B1: audio, 172 B, single packets, 1→16, plain sockets",
@@ -185,6 +194,7 @@ impl Run {
         entry.add("floor", course.floor(traffic));
         entry.fast(Kind::Inline, Mode::PerLeg, traffic);
         entry.fast(Kind::Inline, Mode::Opaque, traffic);
+        entry.bare(Mode::Opaque, traffic);
         entry.add(BRIDGE, course.bridge(traffic));
         let label = "172 B, single packets, 1→16";
         let at = entry.run(self, &self.plan.clone(), label, &mut outcome)?;
@@ -192,6 +202,7 @@ impl Run {
         outcome.claim(at, &full, BRIDGE, Basis::Gross, Target::AtLeast(1.2));
         outcome.claim(at, &full, BRIDGE, Basis::Net, Target::Nothing);
         outcome.claim(at, &opaque, BRIDGE, Basis::Gross, Target::Nothing);
+        outcome.claim(at, &bare::name(traffic, Mode::Opaque), BRIDGE, Basis::Gross, Target::Nothing);
         outcome.draw_costs(
             "kernel-b2-16.svg",
             "B2: the kernel's bridge floods, 172 B, single packets, 1→16",
@@ -203,11 +214,13 @@ impl Run {
         entry.add("floor", course.floor(traffic));
         entry.fast(Kind::Inline, Mode::PerLeg, traffic);
         entry.fast(Kind::Inline, Mode::Opaque, traffic);
+        entry.bare(Mode::Opaque, traffic);
         entry.add(ROUTED, course.routed(traffic));
         let at = entry.run(self, &self.net_plan(), "172 B, single packets, 1→1", &mut outcome)?;
         outcome.claim(at, &full, ROUTED, Basis::Net, Target::AtLeast(2.2));
         outcome.claim(at, &full, ROUTED, Basis::Gross, Target::Nothing);
         outcome.claim(at, &opaque, ROUTED, Basis::Net, Target::Nothing);
+        outcome.claim(at, &bare::name(traffic, Mode::Opaque), ROUTED, Basis::Net, Target::Nothing);
         outcome.draw_costs("kernel-b2-1.svg", "B2: the kernel routes, 172 B, single packets, 1→1", at, true);
         Ok(outcome)
     }
@@ -286,6 +299,11 @@ impl Run {
                 }
                 entry.add(NAIVE, course.closed(NAIVE, traffic, Path::naive));
                 entry.add(SEGMENTING, course.closed(SEGMENTING, traffic, Path::segmenting));
+                if merged {
+                    for mode in [Mode::PerLeg, Mode::Common, Mode::Opaque] {
+                        entry.bare(mode, traffic);
+                    }
+                }
                 entry.add(BRIDGE, course.bridge(traffic));
                 let sinks = if merged { "UDP_GRO sockets" } else { "plain sockets" };
                 let label = format!("{size} B, {}, 1→16, {sinks}", traffic.shape);
@@ -305,6 +323,11 @@ impl Run {
                     outcome.claim(at, &ours, SEGMENTING, Basis::Gross, target(segmenting));
                     let bridge = if mode == Mode::Opaque { Some(1.0) } else { None };
                     outcome.claim(at, &ours, BRIDGE, Basis::Gross, target(bridge));
+                    if merged {
+                        let floor = bare::name(traffic, mode);
+                        outcome.claim(at, &floor, NAIVE, Basis::Gross, Target::Nothing);
+                        outcome.claim(at, &floor, SEGMENTING, Basis::Gross, Target::Nothing);
+                    }
                 }
                 for entrant in &outcome.cases[at].entrants {
                     let per_frame = outcome.cases[at].merged(&entrant.name);
@@ -339,6 +362,7 @@ impl Run {
         entry.fast(Kind::Inline, Mode::PerLeg, traffic);
         entry.add(NAIVE, course.closed(NAIVE, traffic, Path::naive));
         entry.add(TOKIO, course.closed(TOKIO, traffic, Path::tokio));
+        entry.bare(Mode::Opaque, traffic);
         entry.add(ROUTED, course.routed(traffic));
         entry.add("socat", course.socat(paced));
         entry.rtpengine(traffic);
@@ -352,6 +376,7 @@ impl Run {
         outcome.claim(at, &ours, ROUTED, Basis::Net, Target::Nothing);
         outcome.claim(at, &ours, rtpengine::NAME, Basis::Net, Target::AtLeast(8.0));
         outcome.claim(at, &ours, proxy::NAME, Basis::Net, Target::Nothing);
+        outcome.claim(at, &bare::name(traffic, Mode::Opaque), NAIVE, Basis::Net, Target::Nothing);
         outcome.draw_costs(
             "kernel-b5.svg",
             "B5: unicast from pod to pod, 172 B, single packets, 1→1",

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use msm_tests::bench::cpu::{KernelThreads, Pinned};
 use msm_tests::privilege::find_program;
 
-use super::floor::DropAll;
+use super::floor::Attached;
 use super::generator::{Generator, Shape};
 use super::lane::{Lane, Leg, sink};
 use super::packet::{Edit, Expect};
@@ -50,7 +50,7 @@ pub(crate) struct Course {
     pub(crate) topology: Topology,
     pub(crate) programs: Programs,
     next_port: AtomicU16,
-    _floors: [DropAll; 2],
+    _floors: [Attached; 2],
 }
 
 impl Course {
@@ -59,7 +59,7 @@ impl Course {
         let mut topology = Topology::open(pods, bridged)?;
         topology.batch_uplink(Kind::Batched)?;
         let floors =
-            [DropAll::attach(&topology, Kind::Floor)?, DropAll::attach(&topology, Kind::SecondFloor)?];
+            [Attached::dropping(&topology, Kind::Floor)?, Attached::dropping(&topology, Kind::SecondFloor)?];
         Ok(Self { topology, programs: programs.clone(), next_port: AtomicU16::new(20_000), _floors: floors })
     }
 

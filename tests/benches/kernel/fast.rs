@@ -52,7 +52,7 @@ impl Mode {
     }
 
     /// What the copies of a stream for a leg look like.
-    fn edit(self, stream: u32, leg: usize) -> Edit {
+    pub(crate) fn edit(self, stream: u32, leg: usize) -> Edit {
         match self {
             Self::Opaque => Edit::NONE,
             Self::Common => Edit::of_leg(stream, 0),

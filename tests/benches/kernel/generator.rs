@@ -36,6 +36,11 @@ impl Shape {
             Self::Burst(n) | Self::Super(n) => n,
         }
     }
+
+    /// Packets that the kernel carries as one.
+    pub(crate) fn segments(self) -> usize {
+        if let Self::Super(n) = self { n } else { 1 }
+    }
 }
 
 impl std::fmt::Display for Shape {

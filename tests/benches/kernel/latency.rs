@@ -91,6 +91,7 @@ impl Run {
         let mut entry = Entry::new(course);
         entry.fast(Kind::Inline, Mode::PerLeg, traffic);
         entry.fast(Kind::Batched, Mode::PerLeg, traffic);
+        entry.bare(Mode::Opaque, traffic);
         if legs == 1 {
             entry.add(ROUTED, course.routed(traffic));
         }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use msm_tests::bench::cpu::Pinned;
 use tokio::runtime::Runtime;
 
+use super::floor::Attached;
 use super::generator::{Generator, Pace};
 use super::relays::{Naive, Segmenting, Tokio};
 
@@ -14,6 +15,8 @@ use super::relays::{Naive, Segmenting, Tokio};
 pub(crate) enum Path {
     /// In the kernel: nothing to call.
     Kernel,
+    /// Likewise, by a program of this lane alone.
+    Program(#[expect(dead_code, reason = "held while the lane lives")] Attached),
     /// Called after each burst, in the generator's own thread: no wake-ups, which flatters it.
     Naive(Naive),
     /// As [`Path::Naive`].
@@ -47,7 +50,7 @@ impl Path {
     /// Sends and forwards for about `how_long`; returns packets sent.
     pub(crate) fn drive(&mut self, generator: &mut Generator, how_long: Duration) -> Result<u64> {
         match self {
-            Self::Kernel | Self::Process(_) => generator.run(how_long, |_| Ok(())),
+            Self::Kernel | Self::Program(_) | Self::Process(_) => generator.run(how_long, |_| Ok(())),
             Self::Naive(relay) => generator.run(how_long, |packets| {
                 for _ in 0..packets {
                     relay.forward()?;
@@ -89,7 +92,7 @@ impl Path {
     /// What the report calls this way of running.
     pub(crate) fn label(&self) -> &'static str {
         match self {
-            Self::Kernel => "in the kernel",
+            Self::Kernel | Self::Program(_) => "in the kernel",
             Self::Process(_) => "own process, open loop",
             _ => "closed loop",
         }

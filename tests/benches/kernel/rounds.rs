@@ -21,7 +21,7 @@ pub(crate) struct Plan {
     pub(crate) foreign: f64,
     /// Largest share of one core that the hypervisor may take.
     pub(crate) steal: f64,
-    /// Only contenders whose name contains this, for a profile.
+    /// Only contenders whose name contains one of these, between bars, for a profile.
     pub(crate) lanes: Option<String>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn case(
     let mut disqualified = Vec::new();
     let mut fit = Vec::new();
     for mut lane in lanes {
-        if plan.lanes.as_ref().is_some_and(|wanted| !lane.name.contains(wanted)) {
+        if plan.lanes.as_ref().is_some_and(|wanted| !wanted.split('|').any(|part| lane.name.contains(part))) {
             continue;
         }
         match lane.admit(topology).and_then(|sums| lane.count().map(|()| sums)) {

@@ -35,8 +35,10 @@ pub(crate) enum Kind {
     Second = 4,
     /// As [`Kind::Floor`], from the second source pod.
     SecondFloor = 5,
+    /// The least that a program can do, for the floor of all of them.
+    Bare = 6,
     /// The bridge.
-    Bridge = 6,
+    Bridge = 7,
 }
 
 impl Kind {
@@ -234,6 +236,7 @@ impl Topology {
         for kind in [Kind::Second, Kind::SecondFloor] {
             uplinks.push(uplink(&mut lab, &second, &host, kind)?);
         }
+        uplinks.push(uplink(&mut lab, &source, &host, Kind::Bare)?);
         batch(&source, &["route add default via 10.90.0.1".to_owned()])?;
         let mut all = Vec::new();
         for number in 0..pods {
