@@ -23,6 +23,7 @@ pub(crate) fn send(skb: Skb, packet: &mut Packet) -> i32 {
     if packet.is_super() {
         packet.applied = RtpEdit::TRANSPARENT;
     }
+    skb.forget_hash();
     let mark = skb.mark();
     if mark != 0 {
         skb.set_mark(0);
@@ -154,15 +155,15 @@ fn store(skb: Skb, packet: &Packet, head: &Head, with_rtp: bool) -> bool {
     }
 }
 
-/// A partial checksum needs no care. Otherwise a NIC may have summed the packet from the IP header on, and
+/// Under a partial checksum bytes are just bytes. Otherwise a NIC may have summed the packet from the IP header on, and
 /// that sum must follow what is written there; the Ethernet header is not in it.
 #[inline(always)]
 fn store_bytes<const ALL: usize, const REST: usize>(skb: Skb, head: &Head, partial: bool) -> bool {
     let Some(all) = head.frame().first_chunk::<ALL>() else { return false };
     if partial {
-        return skb.store_new_flow(0, all, false);
+        return skb.store_head(all) || skb.store(0, all, false);
     }
     let Some((ethernet, _)) = all.split_first_chunk::<ETH_LEN>() else { return false };
     let Some(rest) = all.last_chunk::<REST>() else { return false };
-    skb.store_new_flow(0, ethernet, false) && skb.store(ETH_LEN as u32, rest, true)
+    skb.store(0, ethernet, false) && skb.store(ETH_LEN as u32, rest, true)
 }

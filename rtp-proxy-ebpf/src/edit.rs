@@ -13,7 +13,6 @@ pub(crate) fn edit_to(skb: Skb, packet: &mut Packet, target: &RtpEdit) -> bool {
     if packet.applied == *target {
         return true;
     }
-    // A store makes the packet linear up to where it writes, which copies what is linear already: once is enough.
     let last = packet.segments.get(packet.segments.count() - 1).map_or(0, |(offset, _)| offset);
     let end = packet.family.payload_offset() as u32 + last + RTP_FIXED_LEN as u32;
     if !skb.make_linear(end) {
@@ -31,8 +30,7 @@ extern "C" fn edit_segment(index: u32, turn: *mut Turn) -> i64 {
     let (skb, packet) = unsafe { Turn::take(turn) };
     let Some((offset, _)) = packet.segments.get(index) else { return 1 };
     let at = packet.family.payload_offset() as u32 + offset;
-    let edited = skb.load_rtp(at).is_some_and(|rtp| skb.store_rtp(at, &rewrite(&rtp, &packet.edit)));
-    if !edited {
+    if !skb.change_rtp(at, |rtp| rewrite(&rtp, &packet.edit)) {
         packet.failed = true;
         return 1;
     }
