@@ -291,6 +291,8 @@ fn what_is_not_at_fixed_offsets_takes_the_kernels_own_way() -> Result<()> {
     else {
         return Ok(());
     };
+    // The device's own multicast reports have extension headers and would count under the same heading.
+    scene.source.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"))??;
     let before = scene.programs.counters()?;
     // Options: three no-operations and the end of the list.
     let packet_1 = packet(1, 172);
