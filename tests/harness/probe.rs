@@ -14,7 +14,7 @@ pub use account::Account;
 pub use camera::{Cameras, Load};
 pub use hand::{Player, Publisher, VIDEO, VIDEO_AUDIO, frame};
 pub use relay::{Mutation, Relay};
-pub use viewer::{Viewers, first_control};
+pub use viewer::{SetUp, Viewers, first_control};
 
 /// RTP header and our two numbers behind a byte that looks like an H.264 slice.
 const HEADER: usize = 12;

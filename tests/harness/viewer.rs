@@ -140,10 +140,14 @@ impl Viewer {
         Ok(())
     }
 
-    /// Starts it again: for a player that went wrong by itself, as gst-launch does when it links pads.
+    /// Starts it again: for a player that ended, or went wrong by itself, as gst-launch does when it links pads.
     pub fn relaunch(&mut self) -> Result<()> {
-        eprintln!("{}: no frame, started again", self.watch.name);
+        eprintln!("{}: started again", self.watch.name);
         self.process.kill();
+        // What it wrote must not be taken for what it writes from now on.
+        for extension in ["frames", "sums", "nut", "f32le"] {
+            std::fs::remove_file(self.file(extension)).ok();
+        }
         let stage = Stage { scratch: &self.folder, node: self.node.as_ref() };
         self.process = launch(stage, &self.watch)?.start(&self.folder)?;
         Ok(())

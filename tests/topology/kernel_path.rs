@@ -4,9 +4,9 @@
 //! its users start it.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use msm_tests::camera::Transport;
 use msm_tests::lab::{Lab, Node};
 use msm_tests::privilege::{Need, granted};
@@ -35,7 +35,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Self::with(|_| {})
     }
 
@@ -109,7 +109,7 @@ impl Scene {
         .with_context(|| format!("{:#}", self.stream(name).unwrap_or_default()))
     }
 
-    fn ask(&self, rung: Option<Rung>) {
+    pub(crate) fn ask(&self, rung: Option<Rung>) {
         self.rungs.blocking_send(rung).expect("the proxy runs");
     }
 
@@ -230,55 +230,5 @@ fn joins_and_leaves_in_the_middle_of_bursts_disturb_nobody() {
     assert_eq!(viewers.overflows(Some(&scene.viewers)).unwrap(), 0, "this machine dropped packets itself");
     for viewer in std::iter::once(steady).chain(guests) {
         check(&viewers.account(viewer), &viewers.rtp_info(viewer), &format!("viewer {viewer}"));
-    }
-}
-
-/// `MSM_TEST_MOVES` says how often; ten thousand take minutes.
-fn moves() -> Result<()> {
-    let moves: u32 = msm_tests::privilege::environment("MSM_TEST_MOVES")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1_000);
-    let scene = Scene::new()?;
-    let cameras = scene.publish("door", BUSY)?;
-    let mut viewers = Viewers::start()?;
-    viewers.play(&Scene::url("door"), Transport::Udp, Some(&scene.viewers))?;
-    viewers.play(&Scene::url("door"), Transport::Udp, Some(&scene.viewers))?;
-    scene.wait_for_rung("door", 2, "tcx")?;
-    let start = Instant::now();
-    for n in 0..moves {
-        let (rung, name) = if n % 2 == 0 { (Rung::User, "user") } else { (Rung::Tcx, "tcx") };
-        scene.ask(Some(rung));
-        let until = Instant::now() + Duration::from_secs(10);
-        while scene.rungs("door").iter().any(|(_, now)| now != name) {
-            ensure!(
-                Instant::now() < until,
-                "move {n} to {name}: {:#}",
-                scene.stream("door").unwrap_or_default()
-            );
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if n % 100 == 99 {
-            // Long enough for the worker to have peace.
-            std::thread::sleep(Duration::from_millis(250));
-        }
-    }
-    eprintln!("{moves} moves of two legs in {:?}", start.elapsed());
-    ensure!(cameras.unsent() == 0, "this machine did not send everything");
-    let sent = cameras.stop();
-    std::thread::sleep(Duration::from_millis(800));
-    ensure!(viewers.overflows(Some(&scene.viewers))? == 0, "this machine dropped packets itself");
-    for viewer in [0, 1] {
-        check(&viewers.account(viewer), &viewers.rtp_info(viewer), &format!("viewer {viewer}"));
-    }
-    let stream = scene.stream("door").context("the stream")?;
-    let track = &stream["tracks"][0];
-    ensure!(track["packets"] == sent[0] && track["lost"] == 0, "of {} packets: {track:#}", sent[0]);
-    Ok(())
-}
-
-#[test]
-fn legs_that_move_to_and_fro_under_load_lose_and_double_nothing() {
-    if granted("legs_that_move_to_and_fro_under_load_lose_and_double_nothing", &[Need::Kernel]) {
-        moves().unwrap();
     }
 }

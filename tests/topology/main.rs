@@ -18,6 +18,7 @@ mod kernel_isolation;
 mod kernel_joins;
 mod kernel_kill;
 mod kernel_ladder;
+mod kernel_moves;
 mod kernel_path;
 mod kernel_pauses;
 mod kernel_restart;

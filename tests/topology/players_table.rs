@@ -285,8 +285,13 @@ impl Fate {
     /// `base`: pictures before the deed. Writes down that a player ended, and starts it again.
     fn look(&mut self, seat: &mut Seat, base: usize, begun: Instant) -> Result<()> {
         if self.ended.is_some() {
-            if self.back.is_none() && seat.viewer.frames() > 0 {
-                self.back = Some(begun.elapsed());
+            if self.back.is_none() {
+                if seat.viewer.frames() > 0 {
+                    self.back = Some(begun.elapsed());
+                } else if seat.viewer.process.poll().is_some() {
+                    // Nobody listened yet.
+                    seat.viewer.relaunch()?;
+                }
             }
             return Ok(());
         }
@@ -295,7 +300,9 @@ impl Fate {
         self.pictures = seat.viewer.frames() - base;
         if let Some(status) = status {
             let log = seat.viewer.process.log();
-            let words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+            let mut lines = log.lines().rev().filter(|line| !line.trim().is_empty() && !status.success());
+            let last = lines.clone().next().unwrap_or_default();
+            let words = lines.find(|line| line.starts_with("Could not")).unwrap_or(last);
             let words = words.trim().replace('|', "/").chars().take(90).collect();
             self.ended = Some((begun.elapsed(), describe(status), words));
             eprintln!("{} {:?}\n{}", self.name, self.ended, seat.viewer.process.tail());
@@ -408,7 +415,7 @@ fn text(outcomes: &[Outcome]) -> Result<String> {
         "{}. Camera, proxy and players each in a network namespace of its own; a camera of GStreamer's RTSP\n\
          server (H.264 and AAC, 25 pictures a second) that the proxy pulls over UDP, and that goes on sending when its RTSP\n\
          connection is lost, until the session times out; six players at once. {}.\n",
-        record::stamp()?,
+        record::stamp(record::build()?)?,
         versions.join(", ")
     )?;
     writeln!(
@@ -421,6 +428,13 @@ fn text(outcomes: &[Outcome]) -> Result<String> {
     for outcome in outcomes {
         outcome.table(&mut text)?;
     }
+    writeln!(
+        text,
+        "So after `kill -9` it is the RTSP connection that ends a player, on either rung: ffmpeg and mpv take its end for that\n\
+         of the stream, over UDP too; rtspsrc does over TCP, and over UDP opens it again once, which nobody answers as long as\n\
+         no process listens. None of them plays on by itself, though what the kernel serves goes on coming, as the probe has\n\
+         it; whoever starts them again, starts them against the new process. A planned upgrade ends none."
+    )?;
     Ok(text)
 }
 

@@ -31,10 +31,14 @@ fn replaced(former: &str, heading: &str, text: &str) -> Result<String> {
     Ok(parts.iter().map(|part| part.trim_end()).collect::<Vec<_>>().join("\n\n") + "\n")
 }
 
-/// When and with what it was measured, as one sentence without its end.
-pub(crate) fn stamp() -> Result<String> {
+/// How the proxy was built that tests start.
+pub(crate) fn build() -> Result<&'static str> {
     let is_release = program()?.components().any(|part| part.as_os_str() == "release");
-    let build = if is_release { "release" } else { "debug" };
+    Ok(if is_release { "release" } else { "debug" })
+}
+
+/// When and with what it was measured, as one sentence without its end. `build`: how the proxy was built.
+pub(crate) fn stamp(build: &str) -> Result<String> {
     let load = std::fs::read_to_string("/proc/loadavg")?;
     Ok(format!(
         "{}, {} cores, Linux {}, load average {} at the end, {build} build of the proxy",

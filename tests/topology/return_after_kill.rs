@@ -181,7 +181,7 @@ fn table(sources: &[(&str, Vec<Return>)], count: usize) -> Result<String> {
          besides, 100 ms by default), and two probes, which like the publisher try to connect every {} ms once their\n\
          connection has ended, play again. Times are counted from the kill: until the probe knows that its connection\n\
          ended, until its new PLAY is answered, until it has a packet.\n",
-        record::stamp()?,
+        record::stamp(record::build()?)?,
         AGAIN.as_millis()
     )?;
     writeln!(

@@ -72,7 +72,7 @@ fn how_long_an_upgrade_stands_still() -> Result<()> {
         "{}. One upgrade over loopback, on the user path, while 4 publishers send\n\
          {} packets of {} bytes a second each and so many viewers play, half of them over TCP. What was lost is counted\n\
          at every viewer by numbers inside the packets.\n",
-        record::stamp()?,
+        record::stamp(record::build()?)?,
         LIGHT.packets_per_second,
         LIGHT.packet_bytes
     )?;

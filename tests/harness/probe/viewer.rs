@@ -52,21 +52,17 @@ struct Sink {
     closed: bool,
 }
 
-impl Viewers {
-    /// Starts the thread, without viewers.
-    pub fn start() -> Result<Self> {
-        let shared = Arc::new(Shared {
-            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
-            stop: AtomicBool::new(false),
-            sinks: Mutex::new(HashMap::new()),
-        });
-        let driven = Arc::clone(&shared);
-        let thread = std::thread::spawn(move || driven.drive());
-        Ok(Self { shared, thread: Some(thread), count: 0 })
-    }
+/// A viewer that has set up the first track and has only to say PLAY.
+#[derive(Debug)]
+pub struct SetUp {
+    connection: Connection,
+    rtp: Option<(UdpSocket, UdpSocket)>,
+    base: String,
+}
 
-    /// Plays the first track of a URL and returns the viewer's number.
-    pub fn play(&mut self, url: &str, transport: Transport, node: Option<&Node>) -> Result<usize> {
+impl SetUp {
+    /// Describes, and sets the first track up.
+    pub fn new(url: &str, transport: Transport, node: Option<&Node>) -> Result<Self> {
         let mut connection = Connection::open(url, node)?;
         let described = connection.request("DESCRIBE", url, &[("Accept", "application/sdp")], "")?.ok()?;
         let base = described.header("Content-Base").unwrap_or(url).to_owned();
@@ -86,6 +82,31 @@ impl Viewers {
             rtp.set_nonblocking(true)?;
             rtcp.set_nonblocking(true)?;
         }
+        Ok(Self { connection, rtp, base })
+    }
+}
+
+impl Viewers {
+    /// Starts the thread, without viewers.
+    pub fn start() -> Result<Self> {
+        let shared = Arc::new(Shared {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            stop: AtomicBool::new(false),
+            sinks: Mutex::new(HashMap::new()),
+        });
+        let driven = Arc::clone(&shared);
+        let thread = std::thread::spawn(move || driven.drive());
+        Ok(Self { shared, thread: Some(thread), count: 0 })
+    }
+
+    /// Plays the first track of a URL and returns the viewer's number.
+    pub fn play(&mut self, url: &str, transport: Transport, node: Option<&Node>) -> Result<usize> {
+        self.begin(SetUp::new(url, transport, node)?)
+    }
+
+    /// Plays what was set up before and returns the viewer's number.
+    pub fn begin(&mut self, set_up: SetUp) -> Result<usize> {
+        let SetUp { mut connection, rtp, base } = set_up;
         let answer = connection.request("PLAY", &base, &[("Range", "npt=0.000-")], "")?.ok()?;
         let session = connection.session.clone().unwrap_or_default();
         let frames = std::mem::take(&mut connection.frames);
