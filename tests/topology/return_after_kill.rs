@@ -14,11 +14,13 @@ use msm_tests::camera::{GstCamera, Stage, Transport, serve_with_gstreamer};
 use msm_tests::fixture::{Fixture, Profile};
 use msm_tests::privilege::{Need, environment, granted};
 use msm_tests::probe::{Player, VIDEO_AUDIO};
-use msm_tests::process::Scratch;
+use msm_tests::process::{Scratch, wait_for};
 use msm_tests::proxy::{Options, Proxy};
 
 use crate::feed::Feed;
 use crate::healthy::LIMIT;
+use crate::kernel_house::{INPUT, OUTPUT};
+use crate::kernel_scene::Scene;
 use crate::record;
 
 const ENV_RETURNS: &str = "MSM_TEST_RETURNS";
@@ -90,7 +92,15 @@ fn publish(feed: &mut Feed, stop: &AtomicBool) -> Result<()> {
 }
 
 /// Kills the proxy so often while a viewer of each transport plays, and starts it again at once.
-fn rounds(count: usize, stage: Stage<'_>, proxy: &mut Proxy, url: &str) -> Result<Vec<Return>> {
+///
+/// `in_kernel`: the leg over UDP is to be there each time.
+fn rounds(
+    count: usize,
+    stage: Stage<'_>,
+    proxy: &mut Proxy,
+    url: &str,
+    in_kernel: bool,
+) -> Result<Vec<Return>> {
     let play = |transport| {
         let until = Instant::now() + LIMIT;
         loop {
@@ -106,6 +116,11 @@ fn rounds(count: usize, stage: Stage<'_>, proxy: &mut Proxy, url: &str) -> Resul
         for player in &mut players {
             let before = player.media[0].len();
             player.wait("media", LIMIT, || Ok(()), |player| player.media[0].len() > before + 20)?;
+        }
+        let carried =
+            |proxy: &Proxy| proxy.metric("msm_legs", &["rung=\"tcx\""]).is_ok_and(|legs| legs > 0.0);
+        if in_kernel {
+            wait_for("the leg over UDP on tcx", LIMIT, || carried(proxy).then_some(()))?;
         }
         let (killed, started, seen) = std::thread::scope(|scope| -> Result<_> {
             let viewers: Vec<_> = players
@@ -147,7 +162,7 @@ fn published(count: usize) -> Result<Vec<Return>> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let publisher = scope.spawn(|| publish(&mut feed, &stop));
-        let returns = rounds(count, stage, &mut proxy, &url);
+        let returns = rounds(count, stage, &mut proxy, &url, false);
         stop.store(true, Ordering::Relaxed);
         publisher.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))??;
         returns
@@ -164,7 +179,26 @@ fn pulled(count: usize) -> Result<Vec<Return>> {
     let pulls = vec![("cam".to_owned(), camera.url.clone())];
     let mut proxy = Proxy::start(stage, "proxy", &Options { flags, pulls, ..Options::default() })?;
     let url = proxy.url("cam");
-    rounds(count, stage, &mut proxy, &url)
+    rounds(count, stage, &mut proxy, &url, false)
+}
+
+/// The same with the kernel path on: the leg over UDP is in the kernel, the one over TCP is the worker's.
+fn beside_the_kernel(count: usize) -> Result<Option<Vec<Return>>> {
+    let Some(scene) = Scene::new("returns beside kernel legs")? else { return Ok(None) };
+    let scratch = Scratch::new("returns")?;
+    let stage = Stage::inside(scratch.path(), &scene.node);
+    let flags = vec!["--bpffs".to_owned(), scene.bpffs.path().display().to_string()];
+    let mut proxy = Proxy::start(stage, "proxy", &Options { flags, ..Options::default() })?;
+    let (input, output) = (proxy.url_at(INPUT[0], "cam"), proxy.url_at(OUTPUT[0], "cam"));
+    let mut feed = scene.camera.inside(|| Feed::record(&input, Transport::Udp))??;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let publisher = scope.spawn(|| scene.camera.inside(|| publish(&mut feed, &stop)));
+        let returns = scene.viewer.inside(|| rounds(count, stage, &mut proxy, &output, true));
+        stop.store(true, Ordering::Relaxed);
+        publisher.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))???;
+        returns?.map(Some)
+    })
 }
 
 fn table(sources: &[(&str, Vec<Return>)], count: usize) -> Result<String> {
@@ -176,8 +210,8 @@ fn table(sources: &[(&str, Vec<Return>)], count: usize) -> Result<String> {
     )?;
     writeln!(
         text,
-        "{}, everything on loopback.\n\
-         {count} times: `kill -9`, a supervisor starts the proxy again as soon as it is gone (systemd waits `RestartSec`\n\
+        "{}; on loopback with `--max-rung user`,\n\
+         beside the kernel path in network namespaces. {count} times: `kill -9`, a supervisor starts the proxy again as soon as it is gone (systemd waits `RestartSec`\n\
          besides, 100 ms by default), and two probes, which like the publisher try to connect every {} ms once their\n\
          connection has ended, play again. Times are counted from the kill: until the probe knows that its connection\n\
          ended, until its new PLAY is answered, until it has a packet.\n",
@@ -230,7 +264,10 @@ fn media_is_back_for_probes_that_connect_again_after_kill_9() -> Result<()> {
     if granted("returns with a pulled camera", &[Need::GstRtspServer]) {
         sources.push(("camera (GStreamer) that the proxy pulls", pulled(count)?));
     }
+    if let Some(returns) = beside_the_kernel(count)? {
+        sources.push(("publisher, its UDP legs in the kernel", returns));
+    }
     let text = table(&sources, count)?;
     eprintln!("{text}");
-    record::put("upgrade.md", "How soon viewers on the user path have media again after `kill -9`", &text)
+    record::put("upgrade.md", "How soon viewers that connect again have media after `kill -9`", &text)
 }
