@@ -14,6 +14,7 @@ mod hostile_media;
 mod hostile_sessions;
 mod kernel_batching;
 mod kernel_house;
+mod kernel_interfaces;
 mod kernel_isolation;
 mod kernel_joins;
 mod kernel_kill;
