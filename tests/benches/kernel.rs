@@ -19,6 +19,7 @@ mod kernel {
     pub(crate) mod fast;
     pub(crate) mod figures;
     pub(crate) mod floor;
+    pub(crate) mod gate;
     pub(crate) mod generator;
     pub(crate) mod joins;
     pub(crate) mod lane;
@@ -109,7 +110,9 @@ fn options() -> Result<Options> {
             other => bail!("unknown option {other}"),
         }
     }
-    if let Some(unknown) = options.only.iter().find(|id| CATALOGUE.iter().all(|b| b.id != **id)) {
+    if let Some(unknown) =
+        options.only.iter().filter(|id| **id != GATE.id).find(|id| CATALOGUE.iter().all(|b| b.id != **id))
+    {
         bail!("no benchmark {unknown}; there are {}", CATALOGUE.map(|b| b.id).join(", "));
     }
     Ok(options)
@@ -128,9 +131,9 @@ fn main() -> Result<()> {
     }
     open_files()?;
     pin(0)?;
-    let chosen =
-        CATALOGUE.iter().filter(|b| options.only.is_empty() || options.only.iter().any(|o| o == b.id));
-    let chosen: Vec<&Benchmark> = chosen.collect();
+    let named = |benchmark: &&Benchmark| options.only.iter().any(|id| id == benchmark.id);
+    let chosen = CATALOGUE.iter().filter(|benchmark| options.only.is_empty() || named(benchmark));
+    let chosen: Vec<&Benchmark> = chosen.chain(Some(&GATE).filter(named)).collect();
     let estimates: Vec<f64> = chosen.iter().map(|b| b.estimate(&options.plan)).collect();
     eprintln!(
         "{}: about {:.0} min",
@@ -232,6 +235,9 @@ impl Benchmark {
 const fn entry(id: &'static str, run: fn(&mut Run) -> Result<Outcome>, cost: (f64, f64, f64)) -> Benchmark {
     Benchmark { id, run, cost }
 }
+
+/// Not of the catalogue: what CI compares.
+const GATE: Benchmark = entry("GATE", Run::gate, (5.0, 5.0, 0.0));
 
 const CATALOGUE: [Benchmark; 10] = [
     entry("B1", Run::b1, (10.0, 11.0, 0.0)),

@@ -7,6 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
+mod gate;
+
 /// What `cargo xtask bench` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
@@ -34,6 +36,10 @@ pub(crate) struct BenchArgs {
     /// With --record: any number of rounds on any machine, to see that recording works; nothing to be committed
     #[arg(long)]
     try_out: bool,
+    /// Whether the packet path has become slower, in a minute: fails when a ratio of CPU times is below 90 % of its target or
+    /// of what was accepted last; with --record it accepts what it finds. Needs root
+    #[arg(long)]
+    gate: bool,
     /// Largest share of a core that others may use while a run of the kernel path counts
     #[arg(long, default_value_t = 0.10)]
     foreign: f64,
@@ -62,6 +68,9 @@ const USER_ROUNDS: &str = "user-path.json";
 
 /// Runs one of the two benchmarks.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.gate {
+        return gate::run(args);
+    }
     if args.parts == ["report"] {
         return report();
     }

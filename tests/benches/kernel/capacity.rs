@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use msm_tests::bench::cpu::{KernelThreads, pin};
 use msm_tests::bench::stats::median;
 use serde_json::json;
@@ -25,54 +25,114 @@ use super::topology::{Kind, Topology};
 /// Steps of the search, and runs that confirm its end.
 const STEPS: usize = 12;
 const CONFIRMATIONS: usize = 3;
+/// Lower rates that are tried where the one that was found is not confirmed: down to a quarter.
+const LOWER: usize = 16;
 /// Where the search starts: beyond what any relay here reaches.
 const CEILING: f64 = 60_000.0;
 
-/// Packets per second without loss, or nothing where no rate was confirmed.
-pub(crate) fn search(lane: &mut Lane, topology: &Topology, each: Duration) -> Result<Option<f64>> {
+/// Runs of a confirmation beside foreign load, after which the last one counts.
+const DISTURBED: usize = 3;
+/// Share of a core that others may use while a loss counts.
+const FOREIGN: f64 = 0.10;
+
+/// What a run at one rate showed.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    rate: f64,
+    offered: f64,
+    lost: u64,
+    copies: u64,
+    /// Share of a core that others used meanwhile.
+    foreign: f64,
+}
+
+impl Trial {
+    /// A generator that does not reach the rate says nothing about it.
+    fn is_good(&self) -> bool {
+        self.lost == 0 && self.offered > 0.97 * self.rate
+    }
+}
+
+impl std::fmt::Display for Trial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { rate, offered, lost, copies, foreign } = self;
+        write!(
+            f,
+            "at {rate:.0} packets/s {lost} of {} copies were lost, {offered:.0} packets/s were offered, and others used \
+             {:.0} % of a core",
+            lost + copies,
+            100.0 * foreign
+        )
+    }
+}
+
+/// Packets per second without loss.
+///
+/// # Errors
+/// None was confirmed, and what the last try showed.
+pub(crate) fn search(lane: &mut Lane, topology: &Topology, each: Duration) -> Result<f64> {
     let softirqs = KernelThreads::named("ksoftirqd/")?;
     let (mut good, mut bad) = (100.0_f64, CEILING);
     let fragile = lane.name == rtpengine::NAME;
-    let mut lossless = |rate: f64, how_long| -> Result<bool> {
+    let mut at = |rate: f64, how_long| -> Result<Trial> {
         lane.generator.rate = Some(rate as u32);
         let cost = lane.run(topology, &softirqs, how_long)?;
-        let offered = cost.sent as f64 / (cost.wall_ns as f64 / 1e9);
-        // A generator that does not reach the rate says nothing about it.
-        Ok(cost.lost == 0 && offered > 0.97 * rate)
+        let wall = cost.wall_ns as f64;
+        Ok(Trial {
+            rate,
+            offered: cost.sent as f64 / (wall / 1e9),
+            lost: cost.lost,
+            copies: cost.copies,
+            foreign: cost.foreign_ns as f64 / wall,
+        })
     };
     if fragile {
         // From below: it does not come back from an overload, nor would a confirmation tell more.
         let mut rate = f64::from(rtpengine::RATE);
-        while rate < CEILING && lossless(rate, each)? {
-            good = rate;
+        let mut found = None;
+        while rate < CEILING {
+            let trial = at(rate, each)?;
+            if !trial.is_good() {
+                return found.with_context(|| format!("no rate confirmed: {trial}"));
+            }
+            found = Some(rate);
             rate *= 1.15;
         }
-        return Ok((good >= f64::from(rtpengine::RATE)).then_some(good));
+        return found.context("no rate was tried");
     }
     for _ in 0..STEPS {
         // Equal ratios: the answer may be anywhere between hundreds and tens of thousands.
         let rate = (good * bad).sqrt();
-        if lossless(rate, each)? {
+        if at(rate, each)?.is_good() {
             good = rate;
         } else {
             bad = rate;
         }
     }
     // Down in steps of 8 % until all confirm: buffers of megabytes hide an overload from the short runs of the search.
-    for _ in 0..16 {
-        let mut confirmed = true;
-        for _ in 0..CONFIRMATIONS {
-            confirmed &= lossless(good, each * 5)?;
-            if !confirmed {
+    let mut last = None;
+    for _ in 0..LOWER {
+        let mut confirmed = 0;
+        while confirmed < CONFIRMATIONS {
+            let mut trial = at(good, each * 5)?;
+            for _ in 1..DISTURBED {
+                if trial.is_good() || trial.foreign < FOREIGN {
+                    break;
+                }
+                trial = at(good, each * 5)?;
+            }
+            if !trial.is_good() {
+                last = Some(trial);
                 break;
             }
+            confirmed += 1;
         }
-        if confirmed {
-            return Ok(Some(good));
+        if confirmed == CONFIRMATIONS {
+            return Ok(good);
         }
         good *= 0.92;
     }
-    Ok(None)
+    bail!("no rate confirmed: {}", last.map(|trial| trial.to_string()).unwrap_or_default())
 }
 
 const RATE: &str = "copies per second";
@@ -121,17 +181,19 @@ impl Run {
             let rate = match found {
                 Ok(rate) => rate,
                 Err(reason) => {
+                    let _ = writeln!(table, "| {name} | {reason:#} | | |");
+                    eprintln!("B6: {name}: {reason:#}");
+                    outcome.find(&name, RATE, Vec::new(), Target::Nothing);
                     outcome.skipped.push((name, format!("{reason:#}")));
                     continue;
                 }
             };
-            let copies = rate.map(|r| r * lane.legs.len() as f64);
-            best = best.max(copies.unwrap_or(0.0));
-            let cell = |v: Option<f64>| v.map_or("not confirmed".to_owned(), |v| format!("{v:.0}"));
+            let copies = rate * lane.legs.len() as f64;
+            best = best.max(copies);
             let how = if name == rtpengine::NAME { "last of rising rates" } else { "confirmed" };
-            let _ = writeln!(table, "| {name} | {how} | {} | {} |", cell(rate), cell(copies));
-            eprintln!("B6: {name}: {} copies/s", cell(copies));
-            outcome.find(&name, RATE, copies.into_iter().collect(), Target::Nothing);
+            let _ = writeln!(table, "| {name} | {how} | {rate:.0} | {copies:.0} |");
+            eprintln!("B6: {name}: {copies:.0} copies/s");
+            outcome.find(&name, RATE, vec![copies], Target::Nothing);
         }
         outcome.tables.push(table);
         best
