@@ -187,7 +187,10 @@ fn beside_the_kernel(count: usize) -> Result<Option<Vec<Return>>> {
     let Some(scene) = Scene::new("returns beside kernel legs")? else { return Ok(None) };
     let scratch = Scratch::new("returns")?;
     let stage = Stage::inside(scratch.path(), &scene.node);
-    let flags = vec!["--bpffs".to_owned(), scene.bpffs.path().display().to_string()];
+    // A new leg stays with the worker as long as one of before the restart may be claimed, which none is here: a
+    // probe that connects again has other ports.
+    let bpffs = scene.bpffs.path().display().to_string();
+    let flags = ["--bpffs", &bpffs, "--adopt-grace", "1s"].map(str::to_owned).to_vec();
     let mut proxy = Proxy::start(stage, "proxy", &Options { flags, ..Options::default() })?;
     let (input, output) = (proxy.url_at(INPUT[0], "cam"), proxy.url_at(OUTPUT[0], "cam"));
     let mut feed = scene.camera.inside(|| Feed::record(&input, Transport::Udp))??;
