@@ -7,7 +7,7 @@ use msm_fastpath::{
     Checksum, DropReason, Family, FlowEntry, GroupMode, Head, LegEntry, RtpEdit, Step, rewrite,
 };
 
-use crate::counters::{count_drop, count_sent, count_unsent};
+use crate::counters::{asks_device, count_drop, count_sent, count_unsent};
 use crate::edit::edit_to;
 use crate::gate;
 use crate::maps::LEGS;
@@ -48,7 +48,7 @@ pub(crate) fn send(skb: Skb, packet: &mut Packet) -> i32 {
     {
         if packet.to_user {
             clone_to(skb, packet, leg);
-        } else if !skb.has_device(leg.ifindex) {
+        } else if asks_device(leg.id, packet.segments.count()) && !skb.has_device(leg.ifindex) {
             // What is redirected by the return value vanishes with the device, and nobody is told.
             count_unsent(leg.id, packet.segments.count(), DropReason::RingFull);
         } else {

@@ -1,7 +1,7 @@
 //! Counting verdicts, drop reasons and what legs got.
 
 use msm_fastpath::DropReason;
-use msm_fastpath::limits::VERDICT_COUNTERS;
+use msm_fastpath::limits::{ASK_DEVICE, VERDICT_COUNTERS};
 
 use crate::maps::{COUNTERS, LEG_STATS};
 
@@ -30,6 +30,17 @@ pub(crate) fn count_sent(leg: u32, packets: u32, bytes: u32) {
         stats.packets += u64::from(packets);
         stats.bytes += u64::from(bytes);
     }
+}
+
+/// Whether the leg's device is to be asked for before this packet is redirected there: once in [`ASK_DEVICE`] packets, and
+/// with every packet while the answer is no, because then nothing is counted as sent.
+#[inline(always)]
+pub(crate) fn asks_device(leg: u32, packets: u32) -> bool {
+    LEG_STATS.get_ptr(leg).is_none_or(|stats| {
+        // SAFETY: as in `count`.
+        let sent = unsafe { (*stats).packets };
+        sent % u64::from(ASK_DEVICE) < u64::from(packets)
+    })
 }
 
 /// Counts what one leg was not sent.

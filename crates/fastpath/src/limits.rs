@@ -28,6 +28,10 @@ pub const BURST_LOSS: u16 = 16;
 /// A packet that comes later than this after the flow's last one begins a burst, in ns.
 pub const BURST_GAP: u64 = 250_000;
 
+/// Packets that a leg is sent by redirect, without a clone, before its interface is asked for anew: as many at most count
+/// as sent to one that is gone.
+pub const ASK_DEVICE: u32 = 32;
+
 /// Packets per second and flow that do not continue the run and are handed to the worker all the same.
 pub const STRANGE_PER_SECOND: u32 = 256;
 
