@@ -13,6 +13,7 @@ mod grace;
 mod hold;
 pub mod hop;
 mod hops;
+mod ipsec;
 pub mod ladder;
 pub mod load;
 mod names;

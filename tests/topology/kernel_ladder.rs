@@ -242,6 +242,28 @@ fn ways_of_ipv6_are_found_like_those_of_ipv4() -> Result<()> {
 }
 
 #[test]
+fn what_an_ipsec_policy_speaks_of_is_never_sent_past_it() -> Result<()> {
+    let Some(scene) = Scene::new("what_an_ipsec_policy_speaks_of_is_never_sent_past_it")? else {
+        return Ok(());
+    };
+    let mut held = scene.start(&scene.settings())?;
+    held.hop()?;
+    let selector = ["src", "10.7.2.0/24", "dst", "10.7.2.2/32", "dir", "out"];
+    let template = ["tmpl", "src", "10.7.2.1", "dst", "10.7.2.2", "proto", "esp", "mode", "transport"];
+    scene.node.ip(&[&["xfrm", "policy", "add"], &selector[..], &template[..]].concat())?;
+    let why = held.until(to_viewer(), |way| match way {
+        Way::Hop(Err(why)) => Some(why.to_string()),
+        _ => None,
+    })?;
+    assert_eq!(why, "an IPsec policy of this host needs the worker");
+    held.ingress()?;
+    scene.node.ip(&[&["xfrm", "policy", "delete"], &selector[..]].concat())?;
+    held.until(to_viewer(), |way| matches!(way, Way::Hop(Ok(_))).then_some(()))?;
+    held.path.stop(false);
+    Ok(())
+}
+
+#[test]
 fn routes_neighbours_and_mtu_are_followed() -> Result<()> {
     let Some(scene) = Scene::new("routes_neighbours_and_mtu_are_followed")? else { return Ok(()) };
     let mut held = scene.start(&scene.settings())?;

@@ -10,6 +10,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::hop::{Ingress, Rung, UserReason, Want, Way};
+use super::ipsec::Policies;
 use super::net::{Link, Neighbour, NeighbourKey, Net, Route, neighbour};
 use super::ways::{Note, NoteSender};
 
@@ -24,8 +25,13 @@ const CONFIRM: Duration = Duration::from_secs(20);
 /// Everything is asked for again so often: path MTUs change without a notice.
 pub(super) const REFRESH: Duration = Duration::from_secs(60);
 
+/// What the kernel's own stack encrypts or stops does not pass a program.
+const IPSEC: UserReason = UserReason::Transport("an IPsec policy of this host");
+
 /// What the state needs of the kernel.
 pub(super) trait Outside {
+    /// The IPsec policies, if they can be read.
+    fn policies(&mut self) -> Option<Policies>;
     /// The route to `peer`.
     fn route(&mut self, peer: IpAddr, local: IpAddr) -> Option<Route>;
     /// The neighbour entry, if there is one.
@@ -69,6 +75,7 @@ struct Outbox {
 #[derive(Debug)]
 pub(super) struct Hops {
     net: Net,
+    policies: Policies,
     /// Names of `--interface`; empty for every interface.
     named: Vec<String>,
     wants: HashMap<Want, Wanted>,
@@ -94,6 +101,7 @@ impl Hops {
         };
         Self {
             net: Net::default(),
+            policies: Policies::default(),
             named,
             wants: HashMap::new(),
             neighbours: BTreeMap::new(),
@@ -187,9 +195,10 @@ impl Hops {
 
     /// Finds out the answer; tells it if it is another.
     fn answer(&mut self, want: Want, now: Instant, outside: &mut impl Outside) {
-        let (peer, _) = ends(&want);
+        let (peer, local) = ends(&want);
         let Some(wanted) = self.wants.get(&want) else { return };
         let way = match (&want, wanted.route) {
+            _ if self.policies.cover(peer, local) => refused(&want, IPSEC),
             (_, None) => unresolved(&want),
             (Want::Ingress { .. }, Some(route)) => Way::Ingress(self.ingress(peer, &route, outside)),
             (Want::Hop { .. }, Some(route)) => {
@@ -339,6 +348,9 @@ impl Hops {
     pub(super) fn settle(&mut self, now: Instant, outside: &mut impl Outside) {
         self.attach_named(outside);
         let routes = std::mem::take(&mut self.routes_changed);
+        if routes && let Some(policies) = outside.policies() {
+            self.policies = policies;
+        }
         self.links_changed = false;
         let wants: Vec<Want> = self.wants.keys().copied().collect();
         for want in wants {
@@ -465,9 +477,13 @@ impl Watched {
 }
 
 fn unresolved(want: &Want) -> Way {
-    match *want {
-        Want::Ingress { peer, .. } => Way::Ingress(Err(UserReason::Unresolved(peer))),
-        Want::Hop { peer, .. } => Way::Hop(Err(UserReason::Unresolved(peer))),
+    refused(want, UserReason::Unresolved(ends(want).0))
+}
+
+fn refused(want: &Want, why: UserReason) -> Way {
+    match want {
+        Want::Ingress { .. } => Way::Ingress(Err(why)),
+        Want::Hop { .. } => Way::Hop(Err(why)),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -21,6 +21,7 @@ use super::grace::Grace;
 use super::hold::Held;
 use super::hop::{Rung, UserReason};
 use super::hops::{Hops, REFRESH};
+use super::ipsec::PolicyNotices;
 use super::ladder::{Ladder, Pinning, tc_handle};
 use super::load::{Capacity, Kernel};
 use super::names::Names;
@@ -328,6 +329,16 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
     }
 }
 
+/// Waits for ever where there is nothing that could change.
+async fn changed(
+    policies: Option<&AsyncFd<PolicyNotices>>,
+) -> std::io::Result<AsyncFdReadyGuard<'_, PolicyNotices>> {
+    match policies {
+        Some(policies) => policies.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Service {
     world: World,
     hops: Hops,
@@ -356,9 +367,11 @@ impl Service {
             (
                 AsyncFd::register_with_interest(NoticeFd(notices), Interest::READABLE),
                 AsyncFd::register_with_interest(ring, Interest::READABLE),
+                PolicyNotices::open()
+                    .and_then(|fd| AsyncFd::register_with_interest(fd, Interest::READABLE).ok()),
             )
         };
-        let (Ok(notices), Ok(mut ring)) = watched else {
+        let (Ok(notices), Ok(mut ring), policies) = watched else {
             warn!(event = "kernel.netlink", "cannot watch the network; the workers carry everything");
             return (self.world.ladder, false);
         };
@@ -389,6 +402,13 @@ impl Service {
                         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => ready.clear_ready(),
                         Err(_) => self.notices(vec![Notice::Lost]),
                     }
+                }
+                ready = changed(policies.as_ref()) => {
+                    let Ok(mut ready) = ready else { continue };
+                    ready.get_inner().drain();
+                    ready.clear_ready();
+                    self.hops.unsettle();
+                    self.settling.note(Instant::now());
                 }
                 ready = ring.readable_mut() => {
                     let Ok(mut ready) = ready else { continue };

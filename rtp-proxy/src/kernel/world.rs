@@ -8,6 +8,7 @@ use tracing::{debug, info, warn};
 use super::batcher::Batcher;
 use super::hop::{Rung, UserReason};
 use super::hops::{Hops, Outside};
+use super::ipsec::Policies;
 use super::ladder::Ladder;
 use super::net::{Link, Neighbour, NeighbourKey, Route, neighbour};
 use super::netlink::Requests;
@@ -24,6 +25,14 @@ pub(super) struct World {
 }
 
 impl Outside for World {
+    fn policies(&mut self) -> Option<Policies> {
+        let read = Policies::read();
+        if let Err(error) = &read {
+            warn!(event = "kernel.ipsec", reason = %error, "cannot read the IPsec policies: what was known of them holds");
+        }
+        read.ok()
+    }
+
     fn route(&mut self, peer: IpAddr, local: IpAddr) -> Option<Route> {
         self.requests.route(peer, local).ok().map(|message| Route::of(&message))
     }

@@ -24,6 +24,10 @@ struct Fake {
 }
 
 impl Outside for Fake {
+    fn policies(&mut self) -> Option<Policies> {
+        None
+    }
+
     fn route(&mut self, peer: IpAddr, _local: IpAddr) -> Option<Route> {
         self.routes.get(&peer).copied()
     }
