@@ -68,7 +68,7 @@ pub(crate) struct Conn {
     pub(crate) local: SocketAddr,
     auth: ConnAuth,
     queue: VecDeque<Request>,
-    pub(crate) busy: Option<Busy>,
+    pub(crate) busy: Option<Box<Busy>>,
     last_seq: u64,
     /// When work on the current request began, over second looks at it.
     pub(crate) began: Option<Instant>,
@@ -104,7 +104,7 @@ impl ControlPlane {
             armed: None,
             closing: false,
         };
-        self.conns.insert(id, conn);
+        self.conns.insert(id, Box::new(conn));
     }
 
     pub(crate) fn handle_request(&mut self, _now: Now, id: ConnId, request: Request) {
@@ -156,14 +156,18 @@ impl ControlPlane {
                 return;
             }
             let Some(request) = conn.queue.pop_front() else { return };
+            if conn.queue.is_empty() {
+                // Requests mostly come one by one, and long after one another.
+                conn.queue = VecDeque::new();
+            }
             conn.last_seq += 1;
             let began = *conn.began.get_or_insert(now.instant);
-            conn.busy = Some(Busy {
+            conn.busy = Some(Box::new(Busy {
                 seq: conn.last_seq,
                 request: request.clone(),
                 wait: Wait::Nothing,
                 deadline: began + reply,
-            });
+            }));
             self.dispatch(now, id, &request);
         }
     }

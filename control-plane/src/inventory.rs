@@ -152,7 +152,7 @@ impl ControlPlane {
             if conn.has_next() {
                 plane.runnable.push_back(id);
             }
-            plane.conns.insert(id, conn);
+            plane.conns.insert(id, Box::new(conn));
         }
         for (key, session) in inventory.sessions {
             plane.adopt_session(SessionKey(key), session, at)?;
@@ -175,7 +175,7 @@ impl ControlPlane {
         if session.server.role() == msm_rtsp::server::Role::Play {
             self.session_legs.insert(session.leg, key);
         }
-        let session = self.sessions.entry(key).insert_entry(session).into_mut();
+        let session = self.sessions.entry(key).insert_entry(Box::new(session)).into_mut();
         if let Some(due) = armed {
             session.arm_again(&mut self.timers, key, at.instant(due));
         }

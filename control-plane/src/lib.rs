@@ -79,10 +79,11 @@ pub struct ControlPlane {
     last_session: u64,
     resolver: FixedResolver,
     catalog: Catalog,
-    conns: HashMap<ConnId, Conn>,
+    // Boxed: a table has room for up to twice as many as it holds.
+    conns: HashMap<ConnId, Box<Conn>>,
     /// Connections with a request whose turn has come.
     runnable: VecDeque<ConnId>,
-    sessions: HashMap<SessionKey, Session>,
+    sessions: HashMap<SessionKey, Box<Session>>,
     session_ids: HashMap<String, SessionKey>,
     session_legs: HashMap<LegId, SessionKey>,
     upstream_conns: HashMap<ConnId, StreamId>,

@@ -9,7 +9,6 @@ pub(crate) mod inventory;
 mod publish;
 mod setup;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -52,7 +51,7 @@ pub(crate) struct Session {
     pub(crate) leg: LegId,
     tracks: Vec<LegTrack>,
     /// URL of each media as its viewer wrote it in SETUP: what it looks for in `RTP-Info` (RTSP-31).
-    urls: BTreeMap<usize, String>,
+    urls: Vec<(usize, String)>,
     /// Whether media flowed when the session began.
     warm: bool,
     /// Whether a leg was ever asked for.
@@ -345,8 +344,9 @@ impl ControlPlane {
             .iter()
             .filter_map(|track| {
                 let start = starts.iter().find(|start| start.track == track.track)?;
-                let url = session.urls.get(&usize::from(track.track.0))?.clone();
-                Some(RtpInfo { url, seq: Some(start.seq), rtptime: Some(start.rtptime) })
+                let media = usize::from(track.track.0);
+                let (_, url) = session.urls.iter().find(|(known, _)| *known == media)?;
+                Some(RtpInfo { url: url.clone(), seq: Some(start.seq), rtptime: Some(start.rtptime) })
             })
             .collect();
         let mut response = Response::new(Status::OK)
@@ -424,6 +424,23 @@ impl Session {
     #[cfg(test)]
     pub(crate) fn leg_is_attached(&self) -> bool {
         self.attached
+    }
+
+    /// How its viewer wrote the URL of a media. Mostly there is one media, or two: room for no more.
+    fn note_url(&mut self, media: usize, url: String) {
+        if let Some((_, known)) = self.urls.iter_mut().find(|(known, _)| *known == media) {
+            *known = url;
+        } else {
+            self.urls.reserve_exact(1);
+            self.urls.push((media, url));
+        }
+    }
+
+    /// Sets a track that was not there.
+    fn add_track(&mut self, track: LegTrack) {
+        self.tracks.reserve_exact(1);
+        self.tracks.push(track);
+        self.tracks.sort_by_key(|track| track.track);
     }
 
     /// The leg as it should be.

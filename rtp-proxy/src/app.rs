@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use msm_control_plane::ControlPlane;
@@ -130,7 +131,7 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
     let reasons = DropReason::ALL.map(DropReason::as_str);
     let passes = PassReason::ALL.map(PassReason::as_str);
     let metrics = Rc::new(Metrics::new(env!("CARGO_PKG_VERSION"), COMMIT, &reasons, &passes, &STREAM_STATES));
-    let limits = ConnLimits::default();
+    let limits = Arc::new(ConnLimits::default());
     let (events, mut user) = mpsc::channel(EVENTS);
     let taken = take_over(&config, &limits, &metrics, &events)?;
     let took_over = taken.is_some();
@@ -227,7 +228,7 @@ type Kernel = Result<KernelPath, UserReason>;
 /// Starts with nothing.
 fn start(
     config: &Config,
-    limits: ConnLimits,
+    limits: Arc<ConnLimits>,
     metrics: &Rc<Metrics>,
     events: mpsc::Sender<UserEvent>,
 ) -> Result<(Running, Kernel), AppError> {
@@ -246,7 +247,7 @@ fn start(
 /// Starts with everything that the running proxy has, if we are to and one runs.
 fn take_over(
     config: &Config,
-    limits: &ConnLimits,
+    limits: &Arc<ConnLimits>,
     metrics: &Rc<Metrics>,
     events: &mpsc::Sender<UserEvent>,
 ) -> Result<Option<(Running, Kernel)>, AppError> {

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use msm_control_plane::event::{ConnEnd, OpError};
@@ -102,7 +103,13 @@ impl Installer {
 
     /// Drives a connection that was just accepted or dialled. To be called within a `LocalSet` on the
     /// control thread. A socket that is dead already ends with the usual [`UserEvent::Closed`].
-    pub fn spawn_conn(&self, stream: TcpStream, id: ConnId, role: Role, limits: ConnLimits) -> ConnHandle {
+    pub fn spawn_conn(
+        &self,
+        stream: TcpStream,
+        id: ConnId,
+        role: Role,
+        limits: Arc<ConnLimits>,
+    ) -> ConnHandle {
         let events = self.0.borrow().events.clone();
         let peer = stream.peer_addr().ok().map(|a| SocketAddr::new(a.ip().to_canonical(), a.port()));
         let (handle, parts) = tcp::assemble(stream, id, role, limits, events.clone());
@@ -110,15 +117,13 @@ impl Installer {
         let known =
             KnownConn { handle: handle.clone(), peer, home: None, guests: None, slot: Rc::downgrade(&slot) };
         self.0.borrow_mut().conns.insert(id, known);
-        tokio::task::spawn_local(async move {
-            match parts {
-                Ok(parts) => tcp::run_on_control(parts, slot).await,
-                Err(error) => {
-                    let end = ConnEnd::Io(error.to_string());
-                    let _ = events.send(UserEvent::Closed { conn: id, end }).await;
-                }
-            }
-        });
+        match parts {
+            Ok(parts) => tokio::task::spawn_local(tcp::run_on_control(parts, slot)),
+            Err(error) => tokio::task::spawn_local(async move {
+                let end = ConnEnd::Io(error.to_string());
+                let _ = events.send(UserEvent::Closed { conn: id, end }).await;
+            }),
+        };
         handle
     }
 

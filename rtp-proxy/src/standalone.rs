@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use msm_control_plane::event::{Action, ConnEnd, Event, Note, NoteLevel, Now, OpToken};
@@ -70,7 +71,7 @@ struct Open {
 pub struct Standalone {
     plane: ControlPlane,
     installer: Installer,
-    limits: ConnLimits,
+    limits: Arc<ConnLimits>,
     max_connections: usize,
     open: HashMap<ConnId, Open>,
     /// Accepted connections by peer.
@@ -91,7 +92,7 @@ impl Standalone {
     pub fn new(
         plane: ControlPlane,
         installer: Installer,
-        limits: ConnLimits,
+        limits: Arc<ConnLimits>,
         max_connections: usize,
         metrics: Rc<Metrics>,
     ) -> (Self, mpsc::Receiver<Done>) {

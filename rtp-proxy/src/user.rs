@@ -28,6 +28,7 @@ pub(crate) mod input_pair;
 mod io_buffers;
 pub(crate) mod leg;
 pub(crate) mod offload;
+mod room;
 pub(crate) mod stream;
 pub mod tcp;
 pub(crate) mod udp;

@@ -108,16 +108,22 @@ impl Conn {
 
     /// As it was, and its deadlines: of the request, of the announcement.
     pub(crate) fn restore(inventory: ConnInventory, at: &Anchor) -> (Self, [Armed; 2]) {
-        let current = inventory.current.map(|current| Current {
-            seq: current.seq,
-            request: Request::restore(current.request),
-            wait: match current.wait {
-                WaitInventory::Description => Wait::Description,
-                WaitInventory::Play { session, until } => Wait::Play(SessionKey(session), at.instant(until)),
-                WaitInventory::Claim => Wait::Claim,
-                WaitInventory::Delay { response, close } => Wait::Delay(Response::restore(*response), close),
-            },
-            deadline: at.instant(current.deadline),
+        let current = inventory.current.map(|current| {
+            Box::new(Current {
+                seq: current.seq,
+                request: Request::restore(current.request),
+                wait: match current.wait {
+                    WaitInventory::Description => Wait::Description,
+                    WaitInventory::Play { session, until } => {
+                        Wait::Play(SessionKey(session), at.instant(until))
+                    }
+                    WaitInventory::Claim => Wait::Claim,
+                    WaitInventory::Delay { response, close } => {
+                        Wait::Delay(Response::restore(*response), close)
+                    }
+                },
+                deadline: at.instant(current.deadline),
+            })
         });
         let conn = Self {
             peer: inventory.peer,

@@ -98,7 +98,7 @@ impl ControlPlane {
     }
 
     /// Takes a session out of every table.
-    pub(super) fn forget_session(&mut self, key: SessionKey) -> Option<Session> {
+    pub(super) fn forget_session(&mut self, key: SessionKey) -> Option<Box<Session>> {
         let session = self.sessions.remove(&key)?;
         self.session_ids.remove(session.server.id());
         self.session_legs.remove(&session.leg);

@@ -1,6 +1,5 @@
 //! SETUP: what a viewer may have, its session, its leg. Answered when the leg is attached.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use msm_graph::{ConnId, LegEncap, LegOp, LegTrack, StreamId, TrackId};
@@ -89,7 +88,7 @@ impl ControlPlane {
             Some(local) if request.uri.starts_with('/') => format!("rtsp://{local}{}", request.uri),
             _ => request.uri.clone(),
         };
-        session.urls.insert(media, url);
+        session.note_url(media, url);
         match session.server.handle_request(now.instant, request, Some(media)) {
             Step::SetUp(media) => self.attach(id, key, media, offer),
             Step::Respond(response) => self.answer(id, response),
@@ -191,7 +190,7 @@ impl ControlPlane {
             name,
             leg,
             tracks: Vec::new(),
-            urls: BTreeMap::new(),
+            urls: Vec::new(),
             warm,
             attached: false,
             counted: false,
@@ -202,7 +201,7 @@ impl ControlPlane {
             armed: None,
         };
         self.timers.arm(&mut session.armed, session.server.expires_at(), Wake::Session(key));
-        self.sessions.insert(key, session);
+        self.sessions.insert(key, Box::new(session));
         self.session_ids.insert(session_id, key);
         if role == Role::Play {
             self.session_legs.insert(leg, key);
@@ -279,8 +278,7 @@ impl ControlPlane {
         let track = LegTrack { track: TrackId(media as u8), encap, feedback };
         let before = session.tracks.iter().find(|t| t.track == track.track).cloned();
         session.tracks.retain(|t| t.track != track.track);
-        session.tracks.push(track);
-        session.tracks.sort_by_key(|t| t.track);
+        session.add_track(track);
         session.attached = true;
         let (spec, stream) = (session.spec(), session.stream);
         self.ensure_row(stream);

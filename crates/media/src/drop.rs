@@ -9,6 +9,9 @@ pub mod inventory;
 pub struct Drops([u64; DropReason::ALL.len()]);
 
 impl Drops {
+    /// Nothing counted.
+    pub(crate) const NONE: Self = Self([0; DropReason::ALL.len()]);
+
     /// Counts one packet.
     #[inline]
     pub fn count(&mut self, reason: DropReason) {

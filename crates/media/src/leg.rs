@@ -124,7 +124,8 @@ pub struct LegTrack {
     /// A new run is there and waits for a key frame since this moment.
     splicing: Option<Instant>,
     sent: Sent,
-    drops: Drops,
+    /// `None`: nothing was dropped yet. Most legs never drop anything.
+    drops: Option<Box<Drops>>,
     sent_srs: SentSrs,
     report: Option<LegReport>,
     breaker: CircuitBreaker,
@@ -143,7 +144,7 @@ impl LegTrack {
             head: None,
             splicing: None,
             sent: Sent::default(),
-            drops: Drops::default(),
+            drops: None,
             sent_srs: SentSrs::default(),
             report: None,
             breaker: CircuitBreaker::default(),
@@ -304,7 +305,7 @@ impl LegTrack {
                         ssrc: mapped.ssrc,
                     });
                 }
-                Err(reason) => self.drops.count(reason),
+                Err(reason) => self.drops.get_or_insert_default().count(reason),
             }
         }
         match (edits.is_empty(), self.is_transparent()) {
@@ -433,7 +434,7 @@ impl LegTrack {
     /// [`DropReason::Malformed`] for a compound that fails RTP-20.
     pub fn handle_rtcp(&mut self, now: Instant, bytes: &[u8]) -> Result<ViewerRtcp, DropReason> {
         let Ok(compound) = Compound::parse(bytes, CompoundPolicy::ReducedSize) else {
-            self.drops.count(DropReason::Malformed);
+            self.drops.get_or_insert_default().count(DropReason::Malformed);
             return Err(DropReason::Malformed);
         };
         let mut result = ViewerRtcp::default();
@@ -499,7 +500,7 @@ impl LegTrack {
 
     /// Packets that were kept from this leg, by reason; those of its viewer's RTCP included.
     pub fn drops(&self) -> &Drops {
-        &self.drops
+        self.drops.as_deref().unwrap_or(&Drops::NONE)
     }
 }
 

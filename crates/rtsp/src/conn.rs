@@ -18,6 +18,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -230,7 +231,8 @@ enum Unit {
 #[derive(Debug)]
 pub struct Conn {
     role: Role,
-    limits: ConnLimits,
+    /// Those of all connections.
+    limits: Arc<ConnLimits>,
     demux: Demux,
     counters: ConnCounters,
 
@@ -270,8 +272,10 @@ struct Offered {
 }
 
 impl Conn {
-    /// A connection that was opened at `now`.
-    pub fn new(role: Role, limits: ConnLimits, now: Instant) -> Self {
+    /// A connection that was opened at `now`. It allocates nothing until there is something to read, and shares
+    /// the limits where they are given as an [`Arc`].
+    pub fn new(role: Role, limits: impl Into<Arc<ConnLimits>>, now: Instant) -> Self {
+        let limits = limits.into();
         let strictness = match role {
             Role::Server => Strictness::Downstream,
             Role::Client => Strictness::Upstream,

@@ -17,7 +17,7 @@ mod tests;
 
 /// Smallest free room of the read buffer offered to a read, in bytes.
 const MIN_ROOM: usize = 2048;
-/// First size of the read buffer: an idle connection keeps no more.
+/// First size of the read buffer.
 const MIN_CHUNK: usize = 4096;
 /// Size it grows to while reads fill it: a video frame of a camera in one read.
 const MAX_CHUNK: usize = 64 * 1024;
@@ -65,6 +65,8 @@ pub struct Demux {
     parser: Parser,
     frame_limit: usize,
     failed: Option<ParseError>,
+    /// Whether the last unit was a frame: more will follow at once, and the buffer is kept.
+    framed: bool,
     empty_frames: u64,
 }
 
@@ -80,6 +82,7 @@ impl Demux {
             parser: Parser::new(strictness, limits),
             frame_limit: limits.frame,
             failed: None,
+            framed: false,
             empty_frames: 0,
         }
     }
@@ -102,7 +105,7 @@ impl Demux {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next unit; `None`: more bytes are needed.
+    /// The next unit; `None`: more bytes are needed. Between two messages the read buffer is given back.
     ///
     /// # Errors
     /// A fatal [`ParseError`], again on every later call: the framing is lost.
@@ -110,7 +113,14 @@ impl Demux {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        self.next_item().inspect_err(|error| self.failed = Some(*error))
+        let item = self.next_item().inspect_err(|error| self.failed = Some(*error))?;
+        match &item {
+            Some(item) => self.framed = matches!(item, Item::Frame { .. }),
+            // Thousands of connections wait between two messages: none keeps room for the next one meanwhile.
+            None if self.buffer.is_empty() && !self.framed => self.buffer = BytesMut::new(),
+            None => {}
+        }
+        Ok(item)
     }
 
     fn next_item(&mut self) -> Result<Option<Item>, ParseError> {

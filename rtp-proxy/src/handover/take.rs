@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use msm_control_plane::ControlPlane;
@@ -137,7 +138,7 @@ impl Arrived {
         self,
         config: &Config,
         (workers, kernel): (WorkerConfig, KernelEnds),
-        limits: &ConnLimits,
+        limits: &Arc<ConnLimits>,
         metrics: &Rc<Metrics>,
         events: mpsc::Sender<UserEvent>,
     ) -> Result<Standing, TakeError> {

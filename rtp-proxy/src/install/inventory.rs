@@ -136,6 +136,6 @@ impl Installer {
         if let Some(known) = self.0.borrow_mut().conns.get_mut(&parts.id) {
             known.slot = Rc::downgrade(&slot);
         }
-        tokio::task::spawn_local(tcp::run_on_control(parts, slot));
+        tokio::task::spawn_local(tcp::run_on_control(Box::new(parts), slot));
     }
 }

@@ -1,6 +1,7 @@
 //! Operations against workers that this test plays: full, late, failing.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 
 use msm_graph::{LegTrack, MediaKind, TrackRow};
 
@@ -272,7 +273,7 @@ fn a_refused_operation_moves_no_connection() {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         let conn = ConnId(7);
-        scene.installer.spawn_conn(server, conn, Role::Server, ConnLimits::default());
+        scene.installer.spawn_conn(server, conn, Role::Server, Arc::new(ConnLimits::default()));
         scene.fill();
         let mut wanted = spec(0);
         wanted.tracks[0].encap = LegEncap::Interleaved { conn, rtp: 0, rtcp: 1 };

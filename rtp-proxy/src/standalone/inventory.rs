@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use msm_control_plane::ControlPlane;
 use msm_control_plane::event::{ConnEnd, Event};
@@ -90,7 +91,7 @@ impl Standalone {
     pub(crate) fn restore(
         plane: ControlPlane,
         installer: Installer,
-        (limits, max_connections): (ConnLimits, usize),
+        (limits, max_connections): (Arc<ConnLimits>, usize),
         metrics: Rc<Metrics>,
         inventory: StandaloneInventory,
         conns: &[InheritedConn],

@@ -176,7 +176,7 @@ impl Workers {
         config: WorkerConfig,
         kernel: KernelEnds,
         events: mpsc::Sender<UserEvent>,
-        limits: &ConnLimits,
+        limits: &Arc<ConnLimits>,
         estate: Estate,
     ) -> Result<Waiting, Malformed> {
         let Estate { players, workers: former, control, mut descriptors, at } = estate;
@@ -248,7 +248,7 @@ impl Workers {
             let RestoredConn { handle, parts, .. } =
                 restore(conn, socket, limits.clone(), events.clone(), None, place, &at)?;
             conns.push(KnownConn { id, handle, peer, home: None, guests: None });
-            on_control.push(parts);
+            on_control.push(*parts);
         }
         let inherited = inherited.into_iter().map(Some).collect();
         let workers = Self::spawn(config, kernel, events, players, Vec::new(), inherited)

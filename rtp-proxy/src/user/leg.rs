@@ -50,6 +50,28 @@ impl Drops {
     }
 }
 
+/// Counters of one leg: room for them is made when there is something to count, which for most there never is.
+#[derive(Debug, Default)]
+pub(crate) struct LegDrops(Option<Box<Drops>>);
+
+impl LegDrops {
+    pub(crate) fn count(&mut self, reason: DropReason, packets: u64) {
+        if packets > 0 {
+            self.0.get_or_insert_default().count(reason, packets);
+        }
+    }
+
+    pub(crate) fn get(&self) -> Drops {
+        self.0.as_deref().copied().unwrap_or_default()
+    }
+}
+
+impl From<Drops> for LegDrops {
+    fn from(drops: Drops) -> Self {
+        Self((!drops.named().is_empty()).then(|| Box::new(drops)))
+    }
+}
+
 /// Where the copies of one track go.
 #[derive(Debug)]
 pub(crate) enum Way {
@@ -100,7 +122,7 @@ pub(crate) struct LegOut {
     pub(crate) report_due: bool,
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
-    pub(crate) drops: Drops,
+    pub(crate) drops: LegDrops,
     /// Its side of the kernel path.
     pub(crate) kernel: LegKernel,
 }

@@ -30,6 +30,7 @@ use msm_media::TrackInput;
 use crate::kernel::hop::{Hop, Ingress, Rung, UserReason};
 use crate::kernel::slots::Slots;
 use crate::kernel::table::Table;
+use crate::user::room;
 
 mod batch;
 mod flow;
@@ -213,12 +214,12 @@ impl Offload {
         for candidate in candidates {
             let leg = self.entry(candidate.leg, now);
             leg.active = candidate.active;
-            leg.plan = match (candidate.plan, &source) {
+            leg.learn(match (candidate.plan, &source) {
                 // What no source can change is said first.
                 (Err(own @ UserReason::Transport(_)), _) => Err(own),
                 (_, Err(reason)) => Err(reason.clone()),
                 (plan, Ok(_)) => plan,
-            };
+            });
         }
         if source.as_ref().map_or(true, |source| source.ingress.ifindex != self.tried) {
             self.failed = None;
@@ -240,7 +241,7 @@ impl Offload {
 
     fn entry(&mut self, leg: LegId, now: Instant) -> &mut Leg {
         let index = self.legs.iter().position(|known| known.who == leg).unwrap_or_else(|| {
-            self.legs.push(Leg::new(leg, now));
+            room::append(&mut self.legs, Leg::new(leg, now));
             self.legs.len() - 1
         });
         &mut self.legs[index]

@@ -16,6 +16,7 @@ use msm_media::{ClockRate, Codec, InputConfig, InputEvent, InputOutput, PeerLock
 use super::input_pair::InputPair;
 use super::io_buffers::IoBuffers;
 use super::leg::{Drops, Forwarded, GateState, LegOut, send_together};
+use super::room;
 use super::tcp::ConnWay;
 use super::udp::{self, Destination};
 use super::worker::Shared;
@@ -225,7 +226,7 @@ impl Stream {
 
     pub(crate) fn open_leg(&mut self, leg: LegId, session: String, peer: SocketAddr) {
         if self.legs.iter().all(|known| known.leg != leg) {
-            self.legs.push(LegMeta {
+            let meta = LegMeta {
                 leg,
                 session,
                 peer,
@@ -233,14 +234,15 @@ impl Stream {
                 last_rtcp: None,
                 unreachable: 0,
                 failed: false,
-            });
+            };
+            room::append(&mut self.legs, meta);
         }
     }
 
     pub(crate) fn open_leg_track(&mut self, track: TrackId, out: LegOut) {
         let Some(known) = self.track_mut(track) else { return };
         known.legs.retain(|other| other.leg != out.leg);
-        known.legs.push(out);
+        room::append(&mut known.legs, out);
     }
 
     pub(crate) fn close_leg_track(
@@ -255,7 +257,7 @@ impl Stream {
         let legs = &mut self.track_mut(track)?.legs;
         let index = legs.iter().position(|out| out.leg == leg)?;
         let out = legs.swap_remove(index);
-        self.drops.add(&out.drops);
+        self.drops.add(&out.drops.get());
         for (reason, count) in out.media.drops().iter() {
             self.drops.count(reason, count);
         }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use msm_control_plane::event::{ConnEnd, OpError};
 use msm_graph::{ConnId, StreamId, TrackId};
-use msm_rtsp::conn::{CloseReason, Conn, ConnEvent, Role};
+use msm_rtsp::conn::{CloseReason, Conn, ConnEvent, ConnLimits, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -62,9 +62,9 @@ pub(crate) fn assemble(
     stream: TcpStream,
     id: ConnId,
     role: Role,
-    limits: msm_rtsp::conn::ConnLimits,
+    limits: Arc<ConnLimits>,
     events: mpsc::Sender<UserEvent>,
-) -> (ConnHandle, io::Result<ConnParts>) {
+) -> (ConnHandle, io::Result<Box<ConnParts>>) {
     let (sender, commands) = mpsc::channel(COMMANDS);
     let overflowed = Arc::new(AtomicBool::new(false));
     let handle = ConnHandle { id, commands: sender, overflowed: overflowed.clone() };
@@ -73,92 +73,40 @@ pub(crate) fn assemble(
     let parts = stream.peer_addr().and_then(|peer| {
         stream.set_nodelay(true)?;
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        Ok(ConnParts { id, peer, stream: stream.into_std()?, conn, early: VecDeque::new(), inbox })
+        let stream = stream.into_std()?;
+        Ok(Box::new(ConnParts { id, peer, stream, conn, early: VecDeque::new(), inbox }))
     });
     (handle, parts)
 }
 
 /// Drives a connection without channels on the calling thread, until it ends or moves to a worker.
-pub(crate) async fn run_on_control(parts: ConnParts, slot: Rc<ConnSlot>) {
-    run(parts, slot, None).await;
+pub(crate) fn run_on_control(parts: Box<ConnParts>, slot: Rc<ConnSlot>) -> impl Future<Output = ()> {
+    run(parts, slot, None)
 }
 
 /// Drives a connection on a worker.
-pub(crate) async fn run_on_worker(parts: ConnParts, slot: Rc<ConnSlot>, shared: Rc<Shared>) {
-    run(parts, slot, Some(shared)).await;
+pub(crate) fn run_on_worker(
+    parts: Box<ConnParts>,
+    slot: Rc<ConnSlot>,
+    shared: Rc<Shared>,
+) -> impl Future<Output = ()> {
+    run(parts, slot, Some(shared))
 }
 
-async fn run(parts: ConnParts, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
-    let ConnParts { id, peer, stream, conn, early, mut inbox } = parts;
-    *slot.conn.borrow_mut() = Some(conn);
-    *slot.pending.borrow_mut() = inbox.pending.take();
-    *slot.end.borrow_mut() = inbox.end.take();
-    *slot.overflowed.borrow_mut() = Some(inbox.overflowed.clone());
-    slot.socket.set(Some((stream.as_raw_fd(), peer)));
-    if !early.is_empty() {
-        let mut frames: Vec<(u8, Bytes)> = early.into();
-        route_frames(&slot, shared.as_deref(), &mut frames);
-    }
-    let mut driver = match TcpStream::from_std(stream) {
-        Ok(stream) => Driver { peer, stream, slot: slot.clone(), shared: shared.clone(), inbox },
-        Err(error) => {
-            *slot.conn.borrow_mut() = None;
-            let _ =
-                inbox.events.send(UserEvent::Closed { conn: id, end: ConnEnd::Io(error.to_string()) }).await;
+/// Every connection has one of these for as long as it lives, mostly waiting: what it needs at its ends only is
+/// made when it is needed.
+async fn run(parts: Box<ConnParts>, slot: Rc<ConnSlot>, shared: Option<Rc<Shared>>) {
+    let conn = parts.id;
+    let mut driver = match Driver::new(parts, slot, shared) {
+        Ok(driver) => driver,
+        Err((events, words)) => {
+            let closed = UserEvent::Closed { conn, end: ConnEnd::Io(words) };
+            let _ = Box::pin(events.send(closed)).await;
             return;
         }
     };
     let outcome = driver.drive().await;
-    if let (Outcome::End(_), Some(shared)) = (&outcome, &shared) {
-        shared.keep_counters(&slot);
-    }
-    let conn = slot.conn.borrow_mut().take();
-    slot.socket.set(None);
-    match (outcome, conn) {
-        (Outcome::Move(worker, ack), Some(conn)) => {
-            let Driver { peer, stream, mut inbox, .. } = driver;
-            inbox.pending = slot.pending.take();
-            inbox.end = slot.end.take();
-            let early = std::mem::take(&mut *slot.early.borrow_mut());
-            let events = inbox.events.clone();
-            let failed = match stream.into_std() {
-                Ok(stream) => {
-                    let parts = ConnParts { id, peer, stream, conn, early, inbox };
-                    // What its channels are for has been queued there already.
-                    let adopted = worker.deliver(Command::AdoptConn(Box::new(parts), ack));
-                    adopted.err().map(|_| "worker is gone".to_owned())
-                }
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(words) = failed {
-                let _ = events.send(UserEvent::Closed { conn: id, end: ConnEnd::Io(words) }).await;
-            }
-        }
-        (Outcome::End(end), _) => {
-            if matches!(end, ConnEnd::Limit("stuck_writer"))
-                && let Some(shared) = &shared
-            {
-                for leg in slot.legs() {
-                    shared.report(msm_graph::Report::LegFailed {
-                        leg,
-                        reason: msm_graph::LegFailure::StuckWriter,
-                    });
-                }
-            }
-            *slot.guests.borrow_mut() = None;
-            if let Some(shared) = &shared {
-                shared.forget_conn(&slot);
-            }
-            let events = driver.inbox.events.clone();
-            let Driver { mut stream, .. } = driver;
-            let lingers = !matches!(end, ConnEnd::Peer | ConnEnd::Io(_));
-            let _ = events.send(UserEvent::Closed { conn: id, end }).await;
-            if lingers {
-                linger(&mut stream).await;
-            }
-        }
-        (Outcome::Move(..), None) => {}
-    }
+    Box::pin(driver.leave(outcome)).await;
 }
 
 /// Unread bytes would turn the close into a reset, and the peer might lose our last response to it: tells
@@ -188,7 +136,9 @@ struct Driver {
     stream: TcpStream,
     slot: Rc<ConnSlot>,
     shared: Option<Rc<Shared>>,
-    inbox: Inbox,
+    commands: mpsc::Receiver<ConnCommand>,
+    overflowed: Arc<AtomicBool>,
+    events: mpsc::Sender<UserEvent>,
 }
 
 enum Woken {
@@ -201,6 +151,84 @@ enum Woken {
 }
 
 impl Driver {
+    /// The driver of a connection that has come here. `Err`: who is to hear of its end, and the system's words.
+    fn new(
+        parts: Box<ConnParts>,
+        slot: Rc<ConnSlot>,
+        shared: Option<Rc<Shared>>,
+    ) -> Result<Self, (mpsc::Sender<UserEvent>, String)> {
+        let ConnParts { id: _, peer, stream, conn, early, inbox } = *parts;
+        let Inbox { commands, overflowed, events, pending, end } = inbox;
+        *slot.conn.borrow_mut() = Some(conn);
+        *slot.pending.borrow_mut() = pending;
+        *slot.end.borrow_mut() = end;
+        *slot.overflowed.borrow_mut() = Some(overflowed.clone());
+        slot.socket.set(Some((stream.as_raw_fd(), peer)));
+        if !early.is_empty() {
+            let mut frames: Vec<(u8, Bytes)> = early.into();
+            route_frames(&slot, shared.as_deref(), &mut frames);
+        }
+        match TcpStream::from_std(stream) {
+            Ok(stream) => Ok(Self { peer, stream, slot, shared, commands, overflowed, events }),
+            Err(error) => {
+                *slot.conn.borrow_mut() = None;
+                Err((events, error.to_string()))
+            }
+        }
+    }
+
+    /// Takes the connection to another worker, or ends it.
+    async fn leave(self, outcome: Outcome) {
+        let Self { peer, mut stream, slot, shared, commands, overflowed, events } = self;
+        let id = slot.id;
+        if let (Outcome::End(_), Some(shared)) = (&outcome, &shared) {
+            shared.keep_counters(&slot);
+        }
+        let conn = slot.conn.borrow_mut().take();
+        slot.socket.set(None);
+        match (outcome, conn) {
+            (Outcome::Move(worker, ack), Some(conn)) => {
+                let (pending, end) = (slot.pending.take(), slot.end.take());
+                let inbox = Inbox { commands, overflowed, events: events.clone(), pending, end };
+                let early = std::mem::take(&mut *slot.early.borrow_mut());
+                let failed = match stream.into_std() {
+                    Ok(stream) => {
+                        let parts = ConnParts { id, peer, stream, conn, early, inbox };
+                        // What its channels are for has been queued there already.
+                        let adopted = worker.deliver(Command::AdoptConn(Box::new(parts), ack));
+                        adopted.err().map(|_| "worker is gone".to_owned())
+                    }
+                    Err(error) => Some(error.to_string()),
+                };
+                if let Some(words) = failed {
+                    let _ = events.send(UserEvent::Closed { conn: id, end: ConnEnd::Io(words) }).await;
+                }
+            }
+            (Outcome::End(end), _) => {
+                if matches!(end, ConnEnd::Limit("stuck_writer"))
+                    && let Some(shared) = &shared
+                {
+                    for leg in slot.legs() {
+                        shared.report(msm_graph::Report::LegFailed {
+                            leg,
+                            reason: msm_graph::LegFailure::StuckWriter,
+                        });
+                    }
+                }
+                *slot.guests.borrow_mut() = None;
+                if let Some(shared) = &shared {
+                    shared.forget_conn(&slot);
+                }
+                let lingers = !matches!(end, ConnEnd::Peer | ConnEnd::Io(_));
+                let _ = events.send(UserEvent::Closed { conn: id, end }).await;
+                if lingers {
+                    linger(&mut stream).await;
+                }
+            }
+            (Outcome::Move(..), None) => {}
+        }
+    }
+
     async fn drive(&mut self) -> Outcome {
         let mut deadline = pin!(tokio::time::sleep(Duration::from_secs(3600)));
         let mut frames = Vec::new();
@@ -245,8 +273,8 @@ impl Driver {
             let timed = due.is_some();
             let woken = tokio::select! {
                 biased;
-                command = self.inbox.commands.recv() => Woken::Command(command),
-                room = self.inbox.events.reserve(), if waits_for_room => {
+                command = self.commands.recv() => Woken::Command(command),
+                room = self.events.reserve(), if waits_for_room => {
                     Woken::Room(match (room, self.slot.pending.take()) {
                         (Ok(permit), Some(event)) => { permit.send(event); Ok(()) }
                         (Ok(_), None) => Ok(()),
@@ -289,14 +317,14 @@ impl Driver {
 
     fn obey(&mut self, command: Option<ConnCommand>) -> Option<Outcome> {
         let now = Instant::now();
-        if self.inbox.overflowed.load(Ordering::Relaxed) {
+        if self.overflowed.load(Ordering::Relaxed) {
             return Some(Outcome::End(ConnEnd::Limit("commands")));
         }
         // What was queued before the command counts as before it: a hold before its release, a BYE before
         // the close.
         self.serve_guests(None);
         if let Some(ConnCommand::Guests(guests)) = command {
-            *self.slot.guests.borrow_mut() = Some(guests);
+            *self.slot.guests.borrow_mut() = Some(*guests);
             return None;
         }
         let mut conn = self.slot.conn.borrow_mut();
@@ -313,16 +341,19 @@ impl Driver {
                 conn.close(now);
             }
             Some(ConnCommand::Guests(_)) => {}
-            Some(ConnCommand::Move(worker, ack)) => match &self.shared {
-                None => return Some(Outcome::Move(worker, ack)),
-                Some(shared) if shared.index == worker.index => {
-                    let _ = ack.send(Ok(()));
+            Some(ConnCommand::Move(to)) => {
+                let (worker, ack) = *to;
+                match &self.shared {
+                    None => return Some(Outcome::Move(worker, ack)),
+                    Some(shared) if shared.index == worker.index => {
+                        let _ = ack.send(Ok(()));
+                    }
+                    Some(_) => {
+                        let words = format!("connection {} belongs to another worker", self.slot.id);
+                        let _ = ack.send(Err(OpError::Exhausted(words)));
+                    }
                 }
-                Some(_) => {
-                    let words = format!("connection {} belongs to another worker", self.slot.id);
-                    let _ = ack.send(Err(OpError::Exhausted(words)));
-                }
-            },
+            }
         }
         None
     }
@@ -393,7 +424,7 @@ impl Driver {
             };
             // A frame that stood before a message is handed on before it.
             end = self.route(frames);
-            match self.inbox.events.try_send(message) {
+            match self.events.try_send(message) {
                 Ok(()) => {}
                 Err(mpsc::error::TrySendError::Full(message)) => {
                     *self.slot.pending.borrow_mut() = Some(message);

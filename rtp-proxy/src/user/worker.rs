@@ -338,7 +338,7 @@ impl Shared {
             }
             Command::AdoptConn(parts, answer) => {
                 let slot = self.slot(parts.id);
-                tokio::task::spawn_local(run_on_worker(*parts, slot, self.clone()));
+                tokio::task::spawn_local(run_on_worker(parts, slot, self.clone()));
                 let _ = answer.send(Ok(()));
             }
             Command::PlayerPeer { addr, peer, gone } => self.note_peer(addr, peer, gone),

@@ -1,6 +1,7 @@
 //! Cameras, viewers and connections on loopback, and a proxy's data path between them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use msm_control_plane::event::OpError;
@@ -285,7 +286,7 @@ impl Lab {
         self.next += 1;
         let conn = ConnId(self.next);
         let limits = ConnLimits { stuck_writer: Duration::from_secs(2), ..ConnLimits::default() };
-        let handle = self.installer.spawn_conn(server, conn, Role::Server, limits);
+        let handle = self.installer.spawn_conn(server, conn, Role::Server, Arc::new(limits));
         (client, handle, conn)
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use msm_graph::{LegEncap, LegId, LegOp, LegState, Report, RowOp, StreamId};
+use rtp_proxy::user::UserEvent;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -115,6 +116,8 @@ fn no_frame_of_another_worker_precedes_the_response() {
                 .write_all(format!("PLAY rtsp://x/cam RTSP/1.0\r\nCSeq: {round}\r\n\r\n").as_bytes())
                 .await
                 .unwrap();
+            // A response to what has not been read would go nowhere.
+            while !matches!(lab.event().await, UserEvent::Request { .. }) {}
             let start = lab.arm(leg).await;
             assert_eq!(start.seq, seq + 1);
             for _ in 0..5 {

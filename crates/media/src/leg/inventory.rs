@@ -96,7 +96,7 @@ impl LegTrack {
                 octets: self.sent.octets,
                 splices: self.sent.splices,
             },
-            drops: self.drops.inventory(),
+            drops: self.drops().inventory(),
             sent_srs: self.sent_srs.inventory(at),
             report: self.report.map(|report| report.inventory(at)),
             breaker: self.breaker.inventory(at),
@@ -120,7 +120,8 @@ impl LegTrack {
         leg.head = inventory.head.map(|head| Head::restore(head, at));
         leg.splicing = inventory.splicing.map(|moment| at.instant(moment));
         leg.sent = Sent { packets, octets, splices };
-        leg.drops = Drops::restore(&inventory.drops);
+        let drops = Drops::restore(&inventory.drops);
+        leg.drops = (drops.total() > 0).then(|| Box::new(drops));
         leg.sent_srs = SentSrs::restore(inventory.sent_srs, at);
         leg.report = inventory.report.map(|report| LegReport::restore(report, at));
         leg.breaker = CircuitBreaker::restore(inventory.breaker, at);

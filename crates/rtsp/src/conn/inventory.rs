@@ -1,5 +1,6 @@
 //! A connection when a proxy hands over: the next one goes on at the very byte, in both directions.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use msm_handover::{Anchor, Blob, Malformed, Moment};
@@ -142,7 +143,12 @@ impl Conn {
     ///
     /// # Errors
     /// Parts that contradict each other.
-    pub fn restore(inventory: ConnInventory, limits: ConnLimits, at: &Anchor) -> Result<Self, Malformed> {
+    pub fn restore(
+        inventory: ConnInventory,
+        limits: impl Into<Arc<ConnLimits>>,
+        at: &Anchor,
+    ) -> Result<Self, Malformed> {
+        let limits = limits.into();
         let instant = |moment: Option<Moment>| moment.map(|moment| at.instant(moment));
         let (role, strictness) = if inventory.client {
             (Role::Client, Strictness::Upstream)

@@ -2,6 +2,7 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::Instant;
 
@@ -70,6 +71,10 @@ impl Conn {
             if reply.close_after {
                 self.close(now);
             }
+        }
+        if self.outstanding.is_empty() {
+            // Between two requests it holds nothing, and needs no room.
+            self.outstanding = VecDeque::new();
         }
         let waiting = self.outstanding.iter().any(|entry| entry.reply.is_some());
         if !waiting && !self.release.is_empty() {
@@ -260,6 +265,9 @@ impl Conn {
             Turn::Message => {
                 let bytes = self.messages.pop_front()?;
                 self.message_bytes -= bytes.len();
+                if self.messages.is_empty() {
+                    self.messages = VecDeque::new();
+                }
                 Some(Unit::Message(bytes))
             }
             Turn::Rtcp => self.rtcp.pop().map(Unit::Frame),

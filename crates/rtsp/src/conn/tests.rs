@@ -291,7 +291,8 @@ fn idle_connection_is_small() {
     rig.feed(options(1));
     rig.reply(1);
     rig.drain();
-    rig.conn.read_buf();
-    assert!(size_of::<Conn>() + rig.conn.demux.capacity() < 16 * 1024);
+    assert_eq!(rig.conn.demux.capacity(), 0);
+    assert_eq!((rig.conn.outstanding.capacity(), rig.conn.messages.capacity()), (0, 0));
+    assert!(size_of::<Conn>() <= 912, "{}", size_of::<Conn>());
     assert!(size_of::<Frame>() <= 80, "{}", size_of::<Frame>());
 }

@@ -52,6 +52,7 @@ impl Demux {
             parser,
             frame_limit: limits.frame,
             failed: inventory.failed.map(ParseError::restore).transpose()?,
+            framed: false,
             empty_frames: inventory.empty_frames,
         })
     }

@@ -279,6 +279,23 @@ fn idle_connection_pins_little_memory() {
     assert!(demux.capacity() <= 16 * 1024, "{}", demux.capacity());
 }
 
+#[test]
+fn read_buffer_is_given_back_between_messages_and_kept_between_frames() {
+    let mut demux = Demux::new(Strictness::Downstream, LIMITS());
+    let mut feed = |bytes: &[u8]| {
+        demux.read_buf().extend_from_slice(bytes);
+        while let Ok(Some(_)) = demux.poll() {}
+        demux.capacity()
+    };
+    let options = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n";
+    assert_eq!(feed(options), 0);
+    assert!(feed(&frame(0, &[1; 100])) > 0, "the next frame comes at once");
+    assert_eq!(feed(options), 0);
+    assert!(feed(b"OPTIONS *") > 0, "what has come of a message stays");
+    assert_eq!(feed(b" RTSP/1.0\r\nCSeq: 2\r\n\r\n"), 0);
+    assert_eq!(feed(b""), 0, "nor is room kept that was made in vain");
+}
+
 /// A camera's burst makes the buffer grow, so that one read takes what is there.
 #[test]
 fn read_buffer_grows_while_reads_fill_it() {

@@ -141,7 +141,7 @@ impl LegOut {
             report_due: self.report_due,
             packets: self.packets,
             bytes: self.bytes,
-            drops: self.drops.inventory(),
+            drops: self.drops.get().inventory(),
         }
     }
 
@@ -189,7 +189,7 @@ impl LegOut {
             report_due: inventory.report_due,
             packets: inventory.packets,
             bytes: inventory.bytes,
-            drops: Drops::restore(&inventory.drops),
+            drops: Drops::restore(&inventory.drops).into(),
             kernel,
         })
     }

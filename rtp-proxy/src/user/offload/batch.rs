@@ -132,7 +132,7 @@ impl Offload {
 
     /// How far the kernel has sent a leg that is the worker's again, once.
     pub(crate) fn take_sent(&mut self, leg: LegId) -> Option<(u32, Head)> {
-        self.legs.iter_mut().find(|known| known.who == leg)?.sent.take()
+        self.legs.iter_mut().find(|known| known.who == leg)?.sent.take().map(|sent| *sent)
     }
 
     /// To be called when a batch has been dealt with. `emptied`: nothing more waited then.

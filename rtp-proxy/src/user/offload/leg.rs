@@ -1,5 +1,6 @@
 //! One leg of a track: where it is, where it is to be, and what its seat counts.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use msm_fastpath::{Gate, LegStats};
@@ -47,10 +48,10 @@ pub(super) struct Leg {
     pub(super) who: LegId,
     pub(super) place: Place,
     pub(super) active: bool,
-    pub(super) plan: Result<Plan, UserReason>,
+    pub(super) plan: Result<Rc<Plan>, UserReason>,
     pub(super) seat: Option<usize>,
-    /// As it stands in the seat.
-    pub(super) written: Option<Plan>,
+    /// As it stands in the seat: mostly the same one.
+    pub(super) written: Option<Rc<Plan>>,
     /// Every packet finds the seat from here on.
     pub(super) ready_at: Instant,
     /// Not to the kernel before.
@@ -61,9 +62,9 @@ pub(super) struct Leg {
     /// What a seat that was given up had counted and nobody has asked for.
     pub(super) left: LegStats,
     pub(super) part: Part,
-    pub(super) stop: Option<Stop>,
+    pub(super) stop: Option<Box<Stop>>,
     /// How far the kernel has sent it, to be taken over by the leg.
-    pub(super) sent: Option<(u32, Head)>,
+    pub(super) sent: Option<Box<(u32, Head)>>,
 }
 
 impl Leg {
@@ -86,6 +87,15 @@ impl Leg {
         }
     }
 
+    /// Takes in what is known of its way now.
+    pub(super) fn learn(&mut self, plan: Result<Plan, UserReason>) {
+        self.plan = plan.map(|plan| {
+            let known = [self.plan.as_ref().ok(), self.written.as_ref()];
+            let same = known.into_iter().flatten().find(|known| ***known == plan);
+            same.cloned().unwrap_or_else(|| Rc::new(plan))
+        });
+    }
+
     /// Takes in what its seat has counted.
     pub(super) fn count(&mut self, flow: &Flow, kernel: &Kernel<'_>) {
         let Some(id) = self.seat.and_then(|seat| flow.seats.id(seat)) else { return };
@@ -99,7 +109,7 @@ impl Leg {
     /// Finds out which packet was the kernel's last, once every packet has found the gate, and shuts it for good.
     /// `by_force`: now or never.
     pub(super) fn settle_stop(&mut self, now: Instant, flow: &Flow, kernel: &mut Kernel<'_>, by_force: bool) {
-        let Some(stop) = self.stop.filter(|stop| by_force || now >= stop.due) else { return };
+        let Some(&stop) = self.stop.as_deref().filter(|stop| by_force || now >= stop.due) else { return };
         let Some(id) = self.seat.and_then(|seat| flow.seats.id(seat)) else {
             self.stop = None;
             return;
@@ -113,12 +123,12 @@ impl Leg {
         // between the two.
         let between = shut_at.is_none() && stats.highest >= stop.until && stats.last_arrival > stop.nanos;
         if between && !stop.looked_again && !by_force {
-            self.stop = Some(Stop { due: now + GRACE, looked_again: true, ..stop });
+            self.stop = Some(Box::new(Stop { due: now + GRACE, looked_again: true, ..stop }));
             return;
         }
         let progress = wire::progress_of(&stats, &kernel.epoch);
         let ext = shut_at.map_or(progress.highest, |at| at.saturating_sub(1));
-        self.sent = Some((stop.run, Head { ext, ts: progress.ts, at: progress.ts_at }));
+        self.sent = Some(Box::new((stop.run, Head { ext, ts: progress.ts, at: progress.ts_at })));
         self.stop = None;
         // A number that is far ahead again one day must not find it open.
         let _ = kernel.table.put_gate(id, Gate::Disabled.into());

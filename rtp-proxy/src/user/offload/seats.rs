@@ -13,12 +13,13 @@ use msm_graph::LegId;
 use crate::kernel::hop::UserReason;
 use crate::kernel::slots::{Holder, SlotRange, Slots};
 use crate::kernel::table::{Table, TableError};
+use crate::user::room;
 
 /// How long a packet may be on its way through a program that found what has just been replaced.
 pub(crate) const GRACE: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
-struct Seat {
+pub(super) struct Seat {
     id: u32,
     taken_by: Option<LegId>,
     free_since: Instant,
@@ -73,7 +74,7 @@ impl Seats {
             }
             let slot = self.range.first + self.all.len() as u32;
             let id = slots.take_id(holder, slot, now).map_err(NoSeat::Full)?;
-            self.all.push(Seat { id, taken_by: None, free_since: now, entry: None });
+            room::append(&mut self.all, Seat { id, taken_by: None, free_since: now, entry: None });
             self.all.len() - 1
         };
         if let Some(seat) = self.all.get_mut(index) {

@@ -106,7 +106,7 @@ impl Offload {
     ) -> Instant {
         let entry = self.entry(leg, now);
         entry.active = true;
-        let stopped = entry.stop.map_or(now, |stop| stop.due);
+        let stopped = entry.stop.as_ref().map_or(now, |stop| stop.due);
         let Some(flow) = &mut self.flow else { return now };
         flow.hold_until = now + GRACE + HOLD;
         if let Err(error) = self.publish(now, kernel, true) {

@@ -55,7 +55,7 @@ impl Offload {
             }
         };
         let (nanos, due) = (kernel.table.now(), now + GRACE);
-        leg.stop = Some(Stop { run, until, nanos, due, looked_again: false });
+        leg.stop = Some(Box::new(Stop { run, until, nanos, due, looked_again: false }));
         self.due = Some(self.due.map_or(due, |known| known.min(due)));
     }
 
@@ -104,7 +104,7 @@ impl Offload {
             media.absorb(now, &progress);
         }
         for leg in self.legs.iter_mut().filter(|leg| leg.place != Place::User) {
-            leg.sent = Some((run, head_of(&progress)));
+            leg.sent = Some(Box::new((run, head_of(&progress))));
             leg.place = Place::User;
         }
         self.close(now, kernel);
@@ -129,7 +129,7 @@ impl Offload {
         let run = self.run;
         let progress = self.withdraw(kernel);
         for leg in self.legs.iter_mut().filter(|leg| leg.place != Place::User) {
-            leg.sent = progress.map(|progress| (run, head_of(&progress)));
+            leg.sent = progress.map(|progress| Box::new((run, head_of(&progress))));
             leg.place = Place::User;
             leg.stays_until = now + BACKOFF;
         }
@@ -167,7 +167,7 @@ impl Offload {
                 }
                 between @ Place::Between { .. } => between,
             };
-            leg.sent = Some((self.run, head_of(&progress)));
+            leg.sent = Some(Box::new((self.run, head_of(&progress))));
             leg.stays_until = now + stay;
         }
         if media.current().is_some_and(|current| current.run == self.run) {

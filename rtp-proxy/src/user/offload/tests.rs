@@ -22,6 +22,21 @@ fn steady(seed: u64, viewers: usize) -> World {
     world
 }
 
+/// With what the user path holds of a leg and with its session these are the 4 KiB that a leg may have
+/// (`tests/memory`).
+#[test]
+fn a_leg_in_the_kernel_adds_little() {
+    let world = steady(1, 5);
+    for leg in &world.offload.legs {
+        let (Ok(plan), Some(written)) = (&leg.plan, &leg.written) else { panic!("{leg:?}") };
+        assert!(Rc::ptr_eq(plan, written), "one plan, however often it was told");
+    }
+    assert!(world.offload.legs.capacity() <= 6, "{}", world.offload.legs.capacity());
+    let (leg, seat, plan) = (size_of::<Leg>(), size_of::<seats::Seat>(), size_of::<Plan>());
+    eprintln!("{leg} bytes of a leg, {seat} of its seat, {plan} of its plan");
+    assert!(leg + seat + plan <= 544);
+}
+
 #[test]
 fn a_leg_that_plays_moves_to_the_kernel_and_the_worker_has_peace() {
     let mut world = steady(1, 3);

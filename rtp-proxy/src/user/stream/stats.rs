@@ -33,7 +33,7 @@ impl Stream {
         let mut drops = Drops::default();
         let (mut lost, mut jitter, mut rtt, mut last) = (None, None, None, None);
         for (track, out) in &outs {
-            drops.add(&out.drops);
+            drops.add(&out.drops.get());
             for (reason, count) in out.media.drops().iter() {
                 drops.count(reason, count);
             }
@@ -72,7 +72,7 @@ impl Stream {
     pub(crate) fn all_drops(&self) -> Drops {
         let mut all = self.drops;
         for out in self.tracks.iter().flat_map(|track| &track.legs) {
-            all.add(&out.drops);
+            all.add(&out.drops.get());
             for (reason, count) in out.media.drops().iter() {
                 all.count(reason, count);
             }

@@ -11,16 +11,16 @@ use tokio::sync::{mpsc, oneshot};
 use super::guest::{GuestQueue, Guests, guest_queue};
 use crate::user::worker::WorkerHandle;
 
-/// What the owner of a connection may ask of it.
+/// What the owner of a connection may ask of it. Small: every connection has room for 32 of them.
 #[derive(Debug)]
 pub(crate) enum ConnCommand {
     Reply(Box<Response>, bool),
     Send(Box<Request>),
-    Release(Vec<u8>),
+    Release(Box<[u8]>),
     Session(bool),
     Close,
-    Guests(Guests),
-    Move(WorkerHandle, oneshot::Sender<Result<(), OpError>>),
+    Guests(Box<Guests>),
+    Move(Box<(WorkerHandle, oneshot::Sender<Result<(), OpError>>)>),
 }
 
 /// The way to a connection, wherever it lives now. Cheap to clone; nothing here ever blocks.
@@ -50,7 +50,7 @@ impl ConnHandle {
 
     /// Lets queued frames of these channels follow (RTSP-44).
     pub fn release_media(&self, channels: Vec<u8>) {
-        self.command(ConnCommand::Release(channels));
+        self.command(ConnCommand::Release(channels.into()));
     }
 
     /// Whether an RTSP session lives on the connection: suspends its idle deadline.
@@ -75,14 +75,14 @@ impl ConnHandle {
 
     pub(crate) fn relocate(&self, worker: WorkerHandle) -> oneshot::Receiver<Result<(), OpError>> {
         let (ack, done) = oneshot::channel();
-        self.command(ConnCommand::Move(worker, ack));
+        self.command(ConnCommand::Move(Box::new((worker, ack))));
         done
     }
 
     /// Opens the way for streams of other workers.
     pub(crate) fn admit_guests(&self) -> GuestQueue {
         let (queue, guests) = guest_queue(self.id);
-        self.command(ConnCommand::Guests(guests));
+        self.command(ConnCommand::Guests(Box::new(guests)));
         queue
     }
 

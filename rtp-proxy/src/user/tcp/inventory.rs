@@ -219,7 +219,7 @@ impl Binding {
 #[derive(Debug)]
 pub(crate) struct RestoredConn {
     pub(crate) handle: ConnHandle,
-    pub(crate) parts: ConnParts,
+    pub(crate) parts: Box<ConnParts>,
     pub(crate) bindings: Vec<RestoredBinding>,
     /// Whether streams of other workers use it.
     pub(crate) has_guests: bool,
@@ -233,7 +233,7 @@ pub(crate) struct RestoredConn {
 pub(crate) fn restore(
     inventory: ConnInventory,
     socket: OwnedFd,
-    limits: ConnLimits,
+    limits: Arc<ConnLimits>,
     events: mpsc::Sender<UserEvent>,
     home: Option<usize>,
     place: impl Fn(usize) -> usize,
@@ -252,7 +252,7 @@ pub(crate) fn restore(
             RestoredBinding(Binding { channel: binding.channel, owner: binding.owner.into(), guest })
         })
         .collect();
-    let parts = ConnParts {
+    let parts = Box::new(ConnParts {
         id: inventory.id,
         peer: inventory.peer,
         stream,
@@ -265,7 +265,7 @@ pub(crate) fn restore(
             pending: inventory.pending.map(Into::into),
             end: inventory.end.map(Into::into),
         },
-    };
+    });
     let has_guests = bindings.iter().any(|binding| binding.0.guest.is_some());
     Ok(RestoredConn { handle, parts, bindings, has_guests })
 }

@@ -9,7 +9,7 @@ use super::*;
 async fn flooded(
     first: &str,
     limits: ConnLimits,
-) -> (TcpStream, ConnHandle, ConnParts, mpsc::Receiver<UserEvent>) {
+) -> (TcpStream, ConnHandle, Box<ConnParts>, mpsc::Receiver<UserEvent>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (server, _) = listener.accept().await.unwrap();
@@ -19,7 +19,7 @@ async fn flooded(
     client.shutdown().await.unwrap();
     server.readable().await.unwrap();
     let (events, receiver) = mpsc::channel(1);
-    let (handle, parts) = assemble(server, ConnId(1), Role::Server, limits, events);
+    let (handle, parts) = assemble(server, ConnId(1), Role::Server, Arc::new(limits), events);
     (client, handle, parts.unwrap(), receiver)
 }
 

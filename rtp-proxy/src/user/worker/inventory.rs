@@ -109,7 +109,7 @@ pub(crate) struct InheritedPair {
 /// A connection that lives on this worker.
 #[derive(Debug)]
 pub(crate) struct InheritedConn {
-    pub(crate) parts: ConnParts,
+    pub(crate) parts: Box<ConnParts>,
     pub(crate) bindings: Vec<RestoredBinding>,
     /// What streams of other workers send.
     pub(crate) guests: Option<Guests>,

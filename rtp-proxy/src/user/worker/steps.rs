@@ -13,7 +13,7 @@ use msm_media::{LegConfig, LegTrack, PeerLock, ResumePolicy};
 use super::Shared;
 use super::command::{PlayerPeer, Step};
 use crate::user::input_pair::{InputPair, PairId};
-use crate::user::leg::{Drops, GateState, InOrder, LegOut, Way};
+use crate::user::leg::{GateState, InOrder, LegDrops, LegOut, Way};
 use crate::user::stream::{Entry, Input, LegKernel, Stream};
 use crate::user::tcp::{ChannelOwner, ConnWay, GuestQueue};
 use crate::user::udp::{self, Bound, Destination};
@@ -222,7 +222,7 @@ impl Shared {
             report_due: false,
             packets: 0,
             bytes: 0,
-            drops: Drops::default(),
+            drops: LegDrops::default(),
             kernel,
         })
     }
