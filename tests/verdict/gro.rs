@@ -103,6 +103,13 @@ fn merge_at_the_source(scene: &Scene, list: bool) -> Result<()> {
         arguments.extend(["rx-gro-list", "on"]);
     }
     scene.host.output("ethtool", &arguments)?;
+    // What waits for a neighbour leaves when that answers, beside what is sent then: out of order.
+    let mac = scene.mac_of_input()?.map(|byte| format!("{byte:02x}")).join(":");
+    for v6 in [false, true] {
+        let input = Addresses::new(v6).input.ip().to_string();
+        let to = ["neigh", "replace", &input, "lladdr", &mac, "dev", &scene.devices[0], "nud", "permanent"];
+        scene.source.ip(&to)?;
+    }
     let threaded = format!("echo 1 > /sys/class/net/{device}/threaded");
     scene.host.output("sh", &["-c", &threaded]).map(drop)
 }
