@@ -330,6 +330,10 @@ fn answer(
 ) {
     let reading = workers.snapshot();
     let path = kernel.as_ref().map(KernelPath::interfaces).map_err(Clone::clone);
+    let former = match &ask {
+        Ask::Document(..) => kernel.as_ref().map(KernelPath::former_viewers).unwrap_or_default(),
+        _ => Vec::new(),
+    };
     let counters = kernel.as_ref().ok().map(KernelPath::counters);
     let of_kernel = Snapshot {
         drops: counters.map(Reader::drops).unwrap_or_default(),
@@ -366,7 +370,7 @@ fn answer(
                         Ok(interfaces) => Ok(interfaces.await),
                         Err(reason) => Err(reason),
                     };
-                    let document = status::streams(&streams, &snapshot, &kernel);
+                    let document = status::streams(&streams, &snapshot, &kernel, &former);
                     let _ = to.send(serde_json::to_string(&document).expect("plain data always serialises"));
                 }
             }

@@ -9,6 +9,7 @@ pub mod batching;
 pub mod counters;
 pub mod device;
 mod events;
+pub mod former;
 mod grace;
 mod hold;
 pub mod hop;

@@ -11,6 +11,7 @@ use msm_runtime::metrics::{RtpTotals, Sample, StreamSample};
 use serde::Serialize;
 
 use crate::kernel::batching::BatchingStatus;
+use crate::kernel::former::FormerViewer;
 use crate::kernel::hop::{Rung, UserReason};
 use crate::kernel::service::InterfaceStatus;
 use crate::stats::{LegStats, Snapshot, StreamStats};
@@ -33,6 +34,26 @@ pub struct Kernel {
     pub reason: Option<String>,
     /// Interfaces that were tried, by name.
     pub interfaces: Vec<Interface>,
+    /// Viewers from before a restart that the kernel serves on and that have not set up again, the first 1,024 by
+    /// address. They are in no stream's `legs`.
+    pub former_viewers: Vec<Former>,
+}
+
+/// A viewer without a session, one entry per track.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Former {
+    /// Address and port that its media goes to.
+    pub to: String,
+    /// RTP packets sent to it, before the restart and since.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl From<&FormerViewer> for Former {
+    fn from(viewer: &FormerViewer) -> Self {
+        Self { to: viewer.to.to_string(), packets: viewer.packets, bytes: viewer.bytes }
+    }
 }
 
 /// One interface.
@@ -84,6 +105,7 @@ impl From<&Result<Vec<InterfaceStatus>, UserReason>> for Kernel {
             on: found.is_ok(),
             reason: found.as_ref().err().map(ToString::to_string),
             interfaces: found.iter().flatten().map(interface).collect(),
+            former_viewers: Vec::new(),
         }
     }
 }
@@ -184,11 +206,13 @@ pub fn streams(
     plane: &[StreamStatus],
     snapshot: &Snapshot,
     kernel: &Result<Vec<InterfaceStatus>, UserReason>,
+    former: &[FormerViewer],
 ) -> Streams {
     let by_id = index(snapshot);
     let mut streams: Vec<_> = plane.iter().map(|status| stream(status, data_of(&by_id, status))).collect();
     streams.sort_by(|a, b| a.name.cmp(&b.name));
-    Streams { streams, kernel: kernel.into() }
+    let former_viewers = former.iter().map(Former::from).collect();
+    Streams { streams, kernel: Kernel { former_viewers, ..kernel.into() } }
 }
 
 fn index(snapshot: &Snapshot) -> HashMap<StreamId, &StreamStats> {

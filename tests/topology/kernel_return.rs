@@ -5,6 +5,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use msm_fastpath::{FlowEntry, FlowKey, FlowStats};
 use msm_tests::camera::Transport;
 use msm_tests::probe::VIDEO_AUDIO;
+use serde_json::Value;
 
 use crate::feed;
 use crate::kernel_house::{House, THREE};
@@ -23,6 +24,13 @@ impl House {
             packets += stats.get(&flow?.1.stats, 0)?.packets;
         }
         Ok(packets)
+    }
+
+    /// Packets of each track of a viewer that is served on without a session.
+    fn former(&self) -> Result<Vec<u64>> {
+        let document: Value = serde_json::from_str(&self.proxy.get("/v1/streams")?)?;
+        let viewers = document["kernel"]["former_viewers"].as_array().context("former viewers")?;
+        Ok(viewers.iter().filter_map(|viewer| viewer["packets"].as_u64()).collect())
     }
 
     /// Every number of the camera came once, in order, from the viewer's first to `last`.
@@ -52,6 +60,11 @@ fn viewers_of_a_killed_proxy_are_served_until_the_grace_ends_while_others_set_up
     house.scene.camera.inside(|| feed.publisher.record_again(VIDEO_AUDIO))??;
     house.run(50)?;
     house.arrived(0..3)?;
+    let former = house.former()?;
+    ensure!(
+        former.len() == 6 && former.iter().all(|packets| *packets >= 250),
+        "who is served on: {former:?}"
+    );
     // One more joins, and one of the three sets up again, at its old ports.
     house.play(Transport::Udp)?;
     house.until("the new leg beside those of before", |stream| {
@@ -65,6 +78,7 @@ fn viewers_of_a_killed_proxy_are_served_until_the_grace_ends_while_others_set_up
     house.scene.viewer.inside(|| first.play_again())??;
     house.run(100)?;
     house.arrived(0..4)?;
+    ensure!(house.former()?.len() == 4, "who set up again is no former viewer: {:?}", house.former()?);
     ensure!(house.flow_packets()? >= before + 2 * 250, "the flows' statistics go on");
     let last = house.feed.number - 1;
     for viewer in 0..4 {
@@ -72,6 +86,7 @@ fn viewers_of_a_killed_proxy_are_served_until_the_grace_ends_while_others_set_up
     }
     // The grace ends: who came back is the kernel's, who did not gets nothing more.
     house.on(2, "tcx")?;
+    ensure!(house.former()?.is_empty(), "{:?}", house.former()?);
     house.run(100)?;
     house.arrived([0, 3])?;
     let last = house.feed.number - 1;

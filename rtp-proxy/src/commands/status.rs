@@ -81,6 +81,11 @@ fn describe(document: &Value) -> String {
         let line = format!("  {:<16} {:<5}{more}", word(interface, "name"), word(interface, "rung"));
         let _ = writeln!(text, "{}", line.trim_end());
     }
+    for viewer in list(kernel, "former_viewers") {
+        let packets = viewer.get("packets").and_then(Value::as_u64).unwrap_or(0);
+        let to = word(viewer, "to");
+        let _ = writeln!(text, "  {to:<22} from before the restart, not set up again: {packets} packets");
+    }
     let streams = list(document, "streams");
     if streams.is_empty() {
         text.push_str("no streams\n");
@@ -216,7 +221,8 @@ mod tests {
                 {"name": "eth0", "rung": "tcx", "reason": null},
                 {"name": "veth3", "rung": "tcx", "reason": null, "batching":
                     {"on": true, "burst": 31.96, "since_seconds": 4, "reason": null}},
-                {"name": "tun0", "rung": "user", "reason": "tun0 has no Ethernet headers"}]},
+                {"name": "tun0", "rung": "user", "reason": "tun0 has no Ethernet headers"}],
+                "former_viewers": [{"to": "10.0.0.6:5004", "packets": 70, "bytes": 9000}]},
             "streams": [{"name": "door", "state": "active", "source": {"transport": "udp", "peer": "10.0.0.9:554"},
                 "legs": [
                     {"peer": "10.0.0.7:4000", "transport": "udp", "rung": "tcx", "state": "active", "packets": 9,
@@ -229,6 +235,7 @@ mod tests {
              \x20 eth0             tcx\n\
              \x20 veth3            tcx   bursts of 32.0 packets merged for 4 s\n\
              \x20 tun0             user  tun0 has no Ethernet headers\n\
+             \x20 10.0.0.6:5004          from before the restart, not set up again: 70 packets\n\
              door  active  from udp 10.0.0.9:554  2 viewers (1 tcx, 1 user)\n\
              \x20 > 10.0.0.7:4000          udp  tcx   active   9 packets\n\
              \x20 > 10.0.0.8:4000          tcp  user  active   8 packets, 1 dropped (queue_full)  (TCP needs the worker)\n"

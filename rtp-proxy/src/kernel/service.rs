@@ -17,6 +17,7 @@ use super::batcher::Batcher;
 use super::batching::BatchingStatus;
 use super::counters::Reader;
 use super::events::{Events, Ring};
+use super::former::{Former, FormerViewer};
 use super::grace::Grace;
 use super::hold::Held;
 use super::hop::{Rung, UserReason};
@@ -115,6 +116,7 @@ pub struct KernelPath {
     counters: Reader,
     adopted: usize,
     pinned: Option<PathBuf>,
+    former: Former,
 }
 
 /// A worker's share and where its notes arrive.
@@ -172,6 +174,7 @@ impl Prepared {
         }
         let open = || KernelTable::open(&kernel, &ports_written).map_err(|error| refused(&error));
         let (looked_at, tested) = (open()?, open()?);
+        let former = Former::new(left.clone(), open()?);
         let counters = Reader::open(&kernel).map_err(|error| refused(&error))?;
         let ring = Ring::open(&kernel).map_err(|error| refused(&error))?;
         let adopted = left.len();
@@ -212,7 +215,7 @@ impl Prepared {
             .spawn(move || run(start, &started))
             .map_err(|error| refused(&error))?;
         match is_started.recv() {
-            Ok(Ok(())) => Ok((KernelPath { controls, thread, counters, adopted, pinned }, shares)),
+            Ok(Ok(())) => Ok((KernelPath { controls, thread, counters, adopted, pinned, former }, shares)),
             Ok(Err(error)) => Err(refused(&error)),
             Err(error) => Err(refused(&error)),
         }
@@ -236,6 +239,11 @@ impl KernelPath {
     /// Where things are pinned as soon as something is attached; `None` if forwarding ends with this process.
     pub fn pinned(&self) -> Option<&PathBuf> {
         self.pinned.as_ref()
+    }
+
+    /// Viewers of an earlier process that are served on, at most 1,024.
+    pub fn former_viewers(&self) -> Vec<FormerViewer> {
+        self.former.viewers()
     }
 
     /// What the programs counted.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use msm_fastpath::flow::octets;
+use msm_fastpath::flow::{address, octets};
 use msm_fastpath::{FlowEntry, FlowKey, FlowStats, Gate, GateEntry, LegEntry};
 
 use super::hop::Want;
@@ -105,6 +105,12 @@ impl Left {
 
     fn claim(&self, key: &FlowKey) -> Option<AdoptedFlow> {
         self.book().flows.remove(&flow_id(key)).map(|(_, flow)| flow)
+    }
+
+    /// The first `most` viewers that have not set up again, with the ids of their legs.
+    pub(super) fn viewers(&self, most: usize) -> Vec<(SocketAddr, Vec<u32>)> {
+        let viewer = |(ip, port): &ViewerId| SocketAddr::new(address(*ip), u16::from_be_bytes(*port));
+        self.book().viewers.iter().take(most).map(|(id, legs)| (viewer(id), legs.clone())).collect()
     }
 
     /// Ends everything that nobody claimed: `remove` takes a flow out of the kernel and says whether it is gone.

@@ -75,11 +75,11 @@ fn the_document_has_exactly_the_stated_shape() {
         &[status("door", Some(id)), status("attic", None)],
         &snapshot(id, 2),
         &Err(UserReason::Capped),
+        &[FormerViewer { to: "10.0.0.9:5004".parse().unwrap(), packets: 70, bytes: 9_000 }],
     );
     let json: serde_json::Value = serde_json::to_value(&document).unwrap();
     let source = serde_json::json!({"kind": "pull", "transport": "udp", "peer": "192.168.1.64:554"});
-    let want = serde_json::json!({"kernel": {"on": false, "reason": "--max-rung user", "interfaces": []},
-        "streams": [
+    let want = serde_json::json!({"streams": [
         {"name": "attic", "state": "active", "source": source, "tracks": [], "legs": []},
         {"name": "door", "state": "active", "source": source,
          "tracks": [{"codec": "H264", "clock_rate": 90000, "packets": 100, "bytes": 120_000, "lost": 1,
@@ -91,7 +91,8 @@ fn the_document_has_exactly_the_stated_shape() {
             {"peer": "10.0.0.2:4000", "transport": "tcp", "rung": "user",
              "rung_reason": "interleaved TCP needs the worker", "state": "active", "packets": 7,
              "bytes": 8400, "lost": null, "jitter_seconds": null, "dropped": {"queue_full": 2}}]}],
-        "kernel": {"on": false, "reason": "--max-rung user", "interfaces": []}});
+        "kernel": {"on": false, "reason": "--max-rung user", "interfaces": [],
+                   "former_viewers": [{"to": "10.0.0.9:5004", "packets": 70, "bytes": 9000}]}});
     assert_eq!(json, want);
 }
 
@@ -101,7 +102,8 @@ fn what_is_wrong_is_said_and_otherwise_absent() {
     let mut wrong = status("door", Some(id));
     wrong.error = Some("the camera cannot be reached: Connection refused".to_owned());
     wrong.silent_tracks = vec![TrackId(0)];
-    let json = serde_json::to_value(streams(&[wrong], &snapshot(id, 0), &Err(UserReason::Capped))).unwrap();
+    let json =
+        serde_json::to_value(streams(&[wrong], &snapshot(id, 0), &Err(UserReason::Capped), &[])).unwrap();
     assert_eq!(json["streams"][0]["error"], "the camera cannot be reached: Connection refused");
     assert_eq!(json["streams"][0]["tracks"][0]["silent"], true);
 }
