@@ -69,7 +69,7 @@ fn viewers_of_a_killed_proxy_are_served_until_the_grace_ends_while_others_set_up
     house.play(Transport::Udp)?;
     house.until("the new leg beside those of before", |stream| {
         let legs = stream["legs"].as_array().cloned().unwrap_or_default();
-        let why = |leg: &serde_json::Value| leg["rung_reason"].as_str().unwrap_or_default().to_owned();
+        let why = |leg: &Value| leg["rung_reason"].as_str().unwrap_or_default().to_owned();
         legs.len() == 1 && why(&legs[0]).contains("from before a restart")
     })?;
     let metrics = house.proxy.get("/metrics")?;

@@ -9,7 +9,10 @@ use crate::kernel::hop::Rung;
 use crate::kernel::service::Settings;
 
 /// `/v1/streams` of a proxy that has none.
-const EMPTY: &str = r#"{"streams":[],"kernel":{"on":false,"reason":"--max-rung user","interfaces":[]}}"#;
+const EMPTY: &str = concat!(
+    r#"{"streams":[],"kernel":{"on":false,"reason":"--max-rung user","interfaces":[],"#,
+    r#""former_viewers":[]}}"#
+);
 
 struct Proxy {
     addresses: Addresses,
