@@ -34,6 +34,7 @@ mod tables;
 
 pub use cases::{CASES, Carried, Case};
 pub use evidence::{ENV_REPORT, Evidence, Line, Reported, SOURCE_OVER_TCP};
+pub use tables::{Fill, fill_of};
 
 /// The best rung that proxies of the cases may use, and that they must reach: `user`, `tc` or `tcx`.
 pub const ENV_RUNG: &str = "MSM_TEST_RUNG";

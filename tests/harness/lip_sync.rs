@@ -69,6 +69,13 @@ impl TimedViewer {
         Ok(Self { process, file })
     }
 
+    /// Where the RTP timestamps of a track went back, in words. What the player makes of them is another matter: its
+    /// clock follows the arrival of packets and the sender reports, forth and back.
+    pub fn steps_back(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        text.lines().filter(|line| line.starts_with("back ")).map(str::to_owned).collect()
+    }
+
     /// Pictures that it has shown so far.
     pub fn pictures(&self) -> usize {
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
@@ -101,7 +108,11 @@ impl TimedViewer {
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let line = |line: &str| {
             let mut parts = line.split(' ');
-            let is_picture = parts.next()? == "video";
+            let is_picture = match parts.next()? {
+                "video" => true,
+                "audio" => false,
+                _ => return None,
+            };
             let at = parts.next()?.parse::<f64>().ok()? / 1e9;
             let sum = parts.next()?;
             let place = if is_picture {

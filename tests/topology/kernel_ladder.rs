@@ -32,7 +32,7 @@ fn the_tc_rung_forwards_is_found_again_and_keeps_a_clsact_that_is_not_ours() -> 
     assert_eq!(handle(&scene.filters()?), 1, "{}", scene.filters()?);
     // The next process puts its program into the same filter.
     held.path.stop(true);
-    let mut held = scene.start(&settings)?;
+    let mut held = scene.start_again(&settings)?;
     assert_eq!((held.path.adopted(), held.ingress()?.rung), (1, Rung::Tc));
     assert_eq!(handle(&scene.filters()?), 1, "{}", scene.filters()?);
     assert!(held.share.claim(&flow.key, &account()).is_some());

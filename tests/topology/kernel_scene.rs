@@ -126,6 +126,20 @@ impl Scene {
         Ok(())
     }
 
+    /// The same after an earlier one has stopped. Its right to the instance is a socket, and every program that
+    /// another test starts in this process holds a copy of it between fork and exec.
+    pub(crate) fn start_again(&self, settings: &Settings) -> Result<Held> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match self.start(settings) {
+                Err(why) if why.to_string().contains("another rtp-proxy") && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                started => return started,
+            }
+        }
+    }
+
     /// Where the one instance of the test is pinned, `None` if it is not.
     pub(crate) fn pins(&self) -> Option<PathBuf> {
         pins_in(&self.bpffs.path())

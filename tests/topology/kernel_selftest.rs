@@ -22,7 +22,7 @@ fn a_program_that_somebody_took_off_is_put_back_when_its_interface_changes() -> 
     let Some(scene) = Scene::new(test)? else { return Ok(()) };
     for (rung, length) in [(Rung::Tcx, "500"), (Rung::Tc, "600")] {
         let settings = rtp_proxy::kernel::service::Settings { max_rung: rung, ..scene.settings() };
-        let mut held = scene.start(&settings)?;
+        let mut held = scene.start_again(&settings)?;
         let ifindex = held.ingress()?.ifindex;
         let flow = held.forward(PORT)?;
         let traffic = Traffic::start(&scene, PORT)?;

@@ -32,16 +32,16 @@ fn wait_for_pictures(viewers: &[TimedViewer], more: usize) -> Result<()> {
     Ok(())
 }
 
-/// Both tracks move on, and they are together since the first restart. The player's own clock follows the
-/// bursts of a source for moments, the more the busier the machine is: a tenth of the pictures may be its
-/// fault, while a splice that is wrong stays wrong until the next reports, five seconds later.
+/// Both tracks move on, and they are together since the first restart. That they move on is judged by the RTP
+/// timestamps: the player's own clock follows the bursts of a source for moments, the more the busier the machine is,
+/// and its times go back by as much when it has caught up. So a tenth of the pictures may be its fault too, while a
+/// splice that is wrong stays wrong until the next reports, five seconds later.
 fn judge(viewer: &TimedViewer, fixture: &Fixture) -> Result<()> {
     let played = viewer.played(fixture)?;
     let of = |is_picture: bool| played.iter().filter(move |item| item.is_picture == is_picture);
-    for is_picture in [true, false] {
-        let times: Vec<f64> = of(is_picture).map(|item| item.at).collect();
-        ensure!(times.windows(2).all(|pair| pair[1] >= pair[0]), "time went back");
-    }
+    let back = viewer.steps_back();
+    ensure!(back.is_empty(), "time went back: {back:?}");
+    ensure!(of(false).next().is_some(), "no sound");
     let pictures: Vec<&Played> = of(true).collect();
     let restart = pictures.windows(2).find(|pair| pair[1].place < pair[0].place);
     let restart = restart.context("the source never began anew")?[1].at;

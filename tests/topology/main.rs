@@ -13,6 +13,8 @@ mod hostile_connections;
 mod hostile_media;
 mod hostile_sessions;
 mod kernel_batching;
+mod kernel_endurance;
+mod kernel_guests;
 mod kernel_house;
 mod kernel_interfaces;
 mod kernel_isolation;

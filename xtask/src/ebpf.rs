@@ -1,6 +1,8 @@
 //! `cargo xtask ebpf`: builds the kernel programs; `--check` has this kernel verify them and compares what
 //! they share with user space with the golden record.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use msm_tests::privilege::{ENV_SKIPS, environment, find_program};
 
@@ -45,6 +47,12 @@ const LLVM: &[Package] = &[
 
 fn env(name: &str) -> Result<String, std::env::VarError> {
     environment(name).ok_or(std::env::VarError::NotPresent)
+}
+
+/// The compiler that builds the kernel programs: it has its library's sources.
+pub(crate) fn compiler_with_sources() -> Result<PathBuf> {
+    let chosen = toolchain::choose(&env);
+    chosen.map(|chosen| chosen.rustc).map_err(|missing| anyhow!("{missing}\nor all of it: cargo xtask setup"))
 }
 
 /// Runs the command.

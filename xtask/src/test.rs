@@ -9,23 +9,31 @@ use msm_tests::privilege::{self, ENV_PROXY, ENV_SKIPS, Need};
 
 use crate::{cargo, describe, run as run_command, say, setup, target_dir};
 
+mod endurance;
 mod rungs;
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
     /// A tier (0 to 3) or a directory of tests/, or `rungs`: the cases that must pass on every rung, on each of
-    /// them; every tier without it
+    /// them, or `endurance`: joins and leaves without end; every tier without it
     which: Option<String>,
     /// Only the cases that must pass on every rung, on this one: user, tc or tcx
     #[arg(long)]
     rung: Option<String>,
-    /// With `rungs` or `--rung`: write what was run into docs/results/rungs.md
+    /// With `rungs` or `--rung`: write what was run into docs/results/rungs.md; with `endurance` into
+    /// docs/results/endurance.md
     #[arg(long)]
     record: bool,
     /// Whole matrices instead of the selections for CI; interop writes docs/interop.md
     #[arg(long)]
     all: bool,
+    /// With `endurance`: build the proxy with a sanitizer, address or thread
+    #[arg(long)]
+    sanitizer: Option<String>,
+    /// With `endurance`: how many joins
+    #[arg(long)]
+    joins: Option<u64>,
     /// Install nothing
     #[arg(long)]
     no_setup: bool,
@@ -73,6 +81,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         let rungs = named.transpose()?.map_or(Rung::ALL.to_vec(), |rung| vec![rung]);
         build_proxy()?;
         rungs::run(&mut tally, args, &rungs)?;
+        return conclude(&tally);
+    }
+    if args.which.as_deref() == Some("endurance") {
+        endurance::run(&mut tally, args)?;
         return conclude(&tally);
     }
     let wanted = |tier: u8, name: &str| match args.which.as_deref() {

@@ -282,3 +282,179 @@ fn a_refused_operation_moves_no_connection() {
         assert_eq!(scene.installer.0.borrow().conns[&conn].home, None);
     });
 }
+
+#[test]
+fn a_stream_that_a_worker_cannot_open_is_forgotten_with_its_legs() {
+    run(async || {
+        let mut scene = Scene::new(one_pair());
+        let opened = scene.installer.submit_row(RowOp::Upsert(Epoch(1), row(vec![input(1)])));
+        let attached = scene.installer.submit_leg(LegOp::Attach(spec(4000)));
+        scene.work(Err(OpError::Io("no".to_owned()))).await;
+        assert!(opened.await.is_err());
+        {
+            let state = scene.installer.0.borrow();
+            assert!(state.streams.is_empty() && state.legs.is_empty() && state.pairs.is_empty(), "{state:?}");
+        }
+        assert_eq!(scene.work(Ok(())).await, ["close input", "close stream"]);
+        assert!(attached.await.is_err());
+        assert_eq!(scene.work(Ok(())).await, [""; 0], "its leg went with it");
+        // And it can be opened as if nothing had been.
+        let again = scene.installer.submit_row(RowOp::Upsert(Epoch(1), row(vec![input(1)])));
+        assert_eq!(scene.work(Ok(())).await, ["open stream", "describe", "open input"]);
+        assert!(again.await.is_ok());
+    });
+}
+
+#[test]
+fn an_input_that_could_not_be_opened_is_opened_when_it_is_asked_for_again() {
+    run(async || {
+        let mut scene = Scene::new(one_pair());
+        scene.row(vec![]).await;
+        let failing = scene.installer.submit_row(RowOp::Upsert(Epoch(1), row(vec![input(1)])));
+        scene.work(Err(OpError::Io("no".to_owned()))).await;
+        assert!(failing.await.is_err());
+        assert_eq!(scene.work(Ok(())).await, ["close input"]);
+        let again = scene.installer.submit_row(RowOp::Upsert(Epoch(1), row(vec![input(1)])));
+        assert_eq!(scene.work(Ok(())).await, ["open input"]);
+        assert!(again.await.is_ok());
+    });
+}
+
+#[test]
+fn steps_that_take_back_stand_alone() {
+    run(async || {
+        let mut scene = Scene::new(one_pair());
+        scene.row(vec![]).await;
+        let attached = scene.installer.submit_leg(LegOp::Attach(spec(4000)));
+        scene.work(Err(OpError::Io("no".to_owned()))).await;
+        assert!(attached.await.is_err());
+        let mut undone = Vec::new();
+        for _ in 0..2 {
+            let Command::Apply { steps, .. } = scene.commands.recv().await.unwrap() else {
+                panic!("no steps")
+            };
+            assert_eq!(steps.len(), 1, "one that fails keeps the next from being done");
+            undone.extend(steps.iter().map(name));
+        }
+        assert_eq!(undone, ["close leg track", "close leg"]);
+    });
+}
+
+#[test]
+fn every_acknowledgement_is_waited_for_and_the_first_failure_is_told() {
+    run(async || {
+        let mut pending = Pending::default();
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            let (answer, applied) = oneshot::channel();
+            pending.applied.push(applied);
+            answers.push(answer);
+        }
+        let last = answers.pop().unwrap();
+        for (answer, words) in answers.into_iter().zip(["first", "second"]) {
+            answer.send(Err(OpError::Io(words.to_owned()))).unwrap();
+        }
+        let settled = tokio::task::spawn_local(pending.settle());
+        tokio::time::sleep(ACK / 2).await;
+        assert!(!settled.is_finished(), "the last one has not answered");
+        last.send(Ok(())).unwrap();
+        assert_eq!(settled.await.unwrap(), Err(OpError::Io("first".to_owned())));
+    });
+}
+
+#[test]
+fn a_row_whose_second_input_finds_no_port_gives_the_first_ones_back() {
+    run(async || {
+        let mut scene = Scene::new(one_pair());
+        let mut two = row(vec![input(1), InputRow { track: TrackId(1), ..input(1) }]);
+        two.tracks.push(TrackRow { track: TrackId(1), ..two.tracks[0].clone() });
+        let refused = scene.installer.submit_row(RowOp::Upsert(Epoch(1), two)).await;
+        assert!(matches!(refused, Err(OpError::Exhausted(_))), "{refused:?}");
+        assert!(scene.installer.0.borrow().pairs.is_empty());
+        assert_eq!(scene.work(Ok(())).await, [""; 0], "nothing was queued");
+        scene.row(vec![input(1)]).await;
+    });
+}
+
+#[test]
+fn an_input_that_cannot_be_replaced_keeps_its_port() {
+    run(async || {
+        let mut scene = Scene::new(WorkerConfig { input_ports: 0..=0, ..WorkerConfig::default() });
+        scene.row(vec![input(1)]).await;
+        scene.fill();
+        let refused = scene.installer.submit_row(RowOp::Upsert(Epoch(1), row(vec![input(2)]))).await;
+        assert!(matches!(refused, Err(OpError::Exhausted(_))), "{refused:?}");
+        let state = scene.installer.0.borrow();
+        assert_eq!((state.pairs.len(), &state.streams[&stream()].row.inputs), (1, &vec![input(1)]));
+    });
+}
+
+#[test]
+fn a_row_that_is_removed_gives_its_ports_back() {
+    run(async || {
+        let mut scene = Scene::new(one_pair());
+        for _ in 0..3 {
+            scene.row(vec![input(1)]).await;
+            let removed = scene.installer.submit_row(RowOp::Remove(Epoch(1), stream()));
+            assert_eq!(scene.work(Ok(())).await, ["close stream"]);
+            assert!(removed.await.is_ok());
+            assert!(scene.installer.0.borrow().pairs.is_empty());
+        }
+    });
+}
+
+#[test]
+fn a_row_of_an_earlier_epoch_changes_nothing() {
+    run(async || {
+        let mut scene = Scene::new(one_pair());
+        let newer = scene.installer.submit_row(RowOp::Upsert(Epoch(2), row(vec![])));
+        scene.work(Ok(())).await;
+        newer.await.unwrap();
+        for op in [RowOp::Upsert(Epoch(1), row(vec![input(1)])), RowOp::Remove(Epoch(1), stream())] {
+            assert_eq!(scene.installer.submit_row(op).await, Err(OpError::StaleEpoch));
+        }
+        assert_eq!(scene.work(Ok(())).await, [""; 0]);
+        assert!(scene.installer.0.borrow().streams.contains_key(&stream()));
+    });
+}
+
+#[test]
+fn a_stream_that_moves_to_the_worker_of_its_connection_leaves_nothing_with_the_other() {
+    run(async || {
+        let (first, mut old) = WorkerHandle::new(0);
+        let (second, mut new) = WorkerHandle::new(1);
+        let (events, _receiver) = mpsc::channel(8);
+        let installer = Installer::new(vec![first, second], one_pair(), events);
+        let submitted = installer.submit_row(RowOp::Upsert(Epoch(1), row(vec![])));
+        steps_of(&mut old).await;
+        submitted.await.unwrap();
+        let listener = tokio::net::TcpListener::bind((V4, 0)).await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let conn = ConnId(7);
+        installer.spawn_conn(server, conn, Role::Server, Arc::default());
+        installer.0.borrow_mut().conns.get_mut(&conn).unwrap().home = Some(1);
+        let encap = Encap::Interleaved { conn, rtp: 0, rtcp: 1 };
+        let interleaved = row(vec![InputRow { encap, ..input(1) }]);
+        let submitted = installer.submit_row(RowOp::Upsert(Epoch(1), interleaved));
+        assert_eq!(steps_of(&mut new).await, ["open stream", "describe", "open input"]);
+        assert_eq!(steps_of(&mut old).await, ["close stream"]);
+        submitted.await.unwrap();
+    });
+}
+
+/// Takes what is queued and acknowledges it.
+async fn steps_of(commands: &mut Commands) -> Vec<String> {
+    let mut done = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            command = commands.recv() => {
+                let Command::Apply { steps, answer } = command.unwrap() else { continue };
+                done.extend(steps.iter().map(name));
+                let _ = answer.send(Ok(()));
+            }
+            () = std::future::ready(()) => return done,
+        }
+    }
+}

@@ -273,13 +273,13 @@ impl Seen {
         ensure!(self.looks > 1, "nobody looked");
         ensure!(self.legs.values().any(|leg| leg.played > 0), "no viewer got media");
         for other in Rung::ALL.into_iter().filter(|other| other.is_kernel()) {
-            let is_wanted = other == rung && matches!(carried, Carried::Kernel);
+            let is_wanted = other == rung && !matches!(carried, Carried::Worker { .. });
             let gauge = self.gauges.get(&(other.name(), "udp")).copied().unwrap_or_default();
             let legs = self.legs.values().filter(|leg| leg.on.contains_key(other.name())).count();
             ensure!(is_wanted || (gauge, legs) == (0, 0), "{} carried legs", other.name());
         }
         match carried {
-            Carried::Kernel if rung.is_kernel() => {
+            Carried::Kernel | Carried::Mixed { .. } if rung.is_kernel() => {
                 ensure!(line.carried > 0, "no viewer over UDP got media on {}", rung.name());
                 ensure!(line.gauge > 0, "msm_legs counted no leg");
                 // They are looked at a moment earlier or later, and a leg that ended between two looks is missed.
@@ -290,15 +290,19 @@ impl Seen {
                     line.on_rung,
                 );
                 let late = self.legs.iter().find(|(_, leg)| {
-                    let has_reason = leg.reasons.iter().any(|why| why.contains(SOURCE_OVER_TCP));
+                    let has_reason =
+                        leg.says(SOURCE_OVER_TCP) || carried.shown().is_some_and(|why| leg.says(why));
                     leg.transport == "udp"
                         && leg.played > LONG
                         && !leg.on.contains_key(rung.name())
                         && !has_reason
                 });
                 ensure!(late.is_none(), "{late:?} played for long and was never in the kernel");
+                if let Carried::Mixed { shown, .. } = carried {
+                    self.check_mixed(rung, shown)?;
+                }
             }
-            Carried::Kernel => {
+            Carried::Kernel | Carried::Mixed { .. } => {
                 ensure!(line.carried > 0, "no viewer over UDP got media from the workers");
                 ensure!(line.in_kernel == 0, "the kernel counted {} packets", line.in_kernel);
             }
@@ -306,13 +310,45 @@ impl Seen {
                 ensure!(line.in_kernel == 0, "the kernel counted {} packets", line.in_kernel);
                 let legs = self.legs.values().filter(|leg| leg.transport == "udp" && leg.last.1 > 0);
                 for leg in legs.filter(|_| rung.is_kernel()) {
-                    let is_told =
-                        shown.is_some_and(|shown| leg.reasons.iter().any(|why| why.contains(shown)));
+                    let is_told = shown.is_some_and(|shown| leg.says(shown));
                     ensure!(is_told, "{leg:?} does not say {shown:?}");
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl Seen {
+    /// Legs that say why they are the workers' got all their media there, and each stream that has one has others
+    /// that the rung carried.
+    fn check_mixed(&self, rung: Rung, shown: &str) -> Result<()> {
+        let udp = self.legs.iter().filter(|(_, leg)| leg.transport == "udp" && leg.last.1 > 0);
+        let (workers, others): (Vec<_>, Vec<_>) = udp.partition(|(_, leg)| leg.says(shown));
+        ensure!(!workers.is_empty(), "no leg says {shown:?}");
+        for ((stream, peer), leg) in workers {
+            let by_kernel = leg.on.keys().any(|on| on != Rung::User.name());
+            let by_worker = leg.on.get(Rung::User.name()).is_some_and(|packets| *packets > 0);
+            ensure!(by_worker && !by_kernel, "{peer} of {stream} says {shown:?}: {leg:?}");
+            let carried = |leg: &Leg| leg.on.get(rung.name()).is_some_and(|packets| *packets > 0);
+            let has_sibling = others.iter().any(|((other, _), leg)| other == stream && carried(leg));
+            ensure!(has_sibling, "no other leg of {stream} got media on {}", rung.name());
+        }
+        Ok(())
+    }
+}
+
+impl Leg {
+    /// Whether it ever gave this as a reason for being with the workers.
+    fn says(&self, reason: &str) -> bool {
+        self.reasons.iter().any(|why| why.contains(reason))
+    }
+}
+
+impl Carried {
+    /// The reason of legs that are with the workers though others are not.
+    fn shown(self) -> Option<&'static str> {
+        if let Self::Mixed { shown, .. } = self { Some(shown) } else { None }
     }
 }
 
@@ -372,6 +408,44 @@ mod tests {
         ));
         assert!(!verdict(&shown(&[("user", "full", 5), ("user", "full", 9)], 0), Rung::Tc, declared));
         assert!(!verdict(&shown(&[("tc", "", 5), ("tc", "", 9)], 4), Rung::Tc, declared));
+    }
+
+    #[test]
+    fn in_a_mixed_group_the_worker_has_the_declared_legs_alone() {
+        let declared = Carried::Mixed { because: "why", shown: "family" };
+        let verdict = |looks: &[[(&str, &str, u64); 2]]| {
+            let mut seen = Seen::default();
+            for legs in looks {
+                let legs: Vec<_> = legs
+                    .iter()
+                    .zip(["10.91.2.9:4000", "[fd91:2::9]:4000"])
+                    .map(|((rung, reason, packets), peer)| {
+                        serde_json::json!({"peer": peer, "transport": "udp", "rung": rung, "packets": packets,
+                            "rung_reason": (!reason.is_empty()).then_some(reason)})
+                    })
+                    .collect();
+                let document = serde_json::json!({"streams": [{"name": "cam", "legs": legs}]});
+                seen.take(&document.to_string(), "msm_legs{rung=\"tcx\",kind=\"udp\"} 1\n");
+            }
+            seen.kernel.entry(7).or_default().take(85);
+            seen.check(Rung::Tcx, declared, &seen.line(Rung::Tcx, |_| true)).is_ok()
+        };
+        let (first, last) = (("tcx", "", 5), ("tcx", "", 90));
+        assert!(verdict(&[[first, ("user", "another family", 5)], [last, ("user", "another family", 90)]]));
+        // No reason, another one, or the kernel's after all.
+        assert!(!verdict(&[[first, ("user", "", 5)], [last, ("user", "", 90)]]));
+        assert!(!verdict(&[[first, ("user", "full", 5)], [last, ("user", "full", 90)]]));
+        assert!(!verdict(&[
+            [first, ("user", "another family", 5)],
+            [last, ("tcx", "", 60)],
+            [last, ("tcx", "", 90)]
+        ]));
+        // The one that the kernel could carry is not there.
+        let worker = ("user", "another family", 5);
+        assert!(!verdict(&[
+            [worker, worker],
+            [("user", "another family", 90), ("user", "another family", 90)]
+        ]));
     }
 
     #[test]

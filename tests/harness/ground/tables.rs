@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 
+use anyhow::{Result, bail};
+
 /// What kernel and user space share, as reviewed.
 const ABI: &str = include_str!("../../../rtp-proxy-ebpf/abi.txt");
 
@@ -23,11 +25,52 @@ pub(super) struct Tables {
     flows: Option<Map>,
     legs: Option<Map>,
     counts: Option<Map>,
+    gates: Option<Map>,
+    ports: Option<Map>,
+}
+
+/// What is in the kernel's tables of a proxy.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Entries of FLOWS.
+    pub flows: usize,
+    /// Slots of LEGS that those name.
+    pub legs: usize,
+    /// Entries of GATES that let something pass, or may.
+    pub gates: usize,
+    /// Entries of PORTS.
+    pub ports: usize,
+}
+
+/// Looks at the kernel's tables of a process.
+///
+/// # Errors
+/// It has none, or they may not be read.
+pub fn fill_of(pid: u32) -> Result<Fill> {
+    let mut tables = Tables::default();
+    tables.find(pid);
+    let Tables { flows: Some(flows), gates: Some(gates), ports: Some(ports), .. } = &tables else {
+        bail!("process {pid} has no tables in the kernel");
+    };
+    let legs = field("FlowEntry", "legs");
+    let flows = flows.values();
+    let state = field("GateEntry", "state");
+    let open = |number: &u32| {
+        let gate = gates.lookup(&number.to_ne_bytes());
+        gate.is_some_and(|gate| gate.get(state).is_some_and(|state| *state != 0))
+    };
+    Ok(Fill {
+        legs: flows.iter().map(|flow| usize::from(u32_at(flow, legs) as u16)).sum(),
+        flows: flows.len(),
+        gates: (0..gates.entries).filter(open).count(),
+        ports: ports.values().len(),
+    })
 }
 
 #[derive(Debug)]
 struct Map {
     fd: OwnedFd,
+    entries: u32,
     key: usize,
     /// Bytes of a lookup: of all CPUs where there is one value for each.
     value: usize,
@@ -70,6 +113,8 @@ impl Tables {
                 "FLOWS" => self.flows = Some(map),
                 "LEGS" => self.legs = Some(map),
                 "LEG_STATS" => self.counts = Some(map),
+                "GATES" => self.gates = Some(map),
+                "PORTS" => self.ports = Some(map),
                 _ => {}
             }
         }
@@ -92,11 +137,12 @@ impl Map {
         attr[8..].copy_from_slice(&(info.as_mut_ptr() as u64).to_ne_bytes());
         call(INFO, &mut attr)?;
         let (key, value) = (u32_at(&info, 8) as usize, u32_at(&info, 12) as usize);
+        let entries = u32_at(&info, 16);
         // BPF_MAP_TYPE_PERCPU_HASH and BPF_MAP_TYPE_PERCPU_ARRAY.
         let value =
             if [5, 6].contains(&u32_at(&info, 0)) { value.next_multiple_of(8) * cpus() } else { value };
         let name = info[24..].iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect();
-        Some((name, Self { fd, key, value }))
+        Some((name, Self { fd, entries, key, value }))
     }
 
     fn lookup(&self, key: &[u8]) -> Option<Vec<u8>> {

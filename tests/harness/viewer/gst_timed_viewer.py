@@ -4,7 +4,8 @@
 Writes one line per decoded picture and compressed frame of sound: video or audio, the running time in
 nanoseconds at which a screen or loudspeaker would play it, and its checksum. Before the first picture a line
 `joined` with the time of the first packet of the picture track. With the buffer mode `none` times are those of
-the RTP timestamps alone, otherwise the player's clock follows their arrival.
+the RTP timestamps alone, otherwise the player's clock follows their arrival. Where the RTP timestamps of a track,
+in the order of its sequence numbers, go back: a line `back`, the track, and by how many ticks.
 """
 
 import hashlib
@@ -48,8 +49,20 @@ def main():
         sys.stdout.write("joined %d -\n" % time)
         return Gst.PadProbeReturn.REMOVE
 
+    last = {}
+
+    def packet(_pad, info, name):
+        head = info.get_buffer().extract_dup(4, 4)
+        ticks = int.from_bytes(head, "big")
+        ahead = (ticks - last.get(name, ticks)) & 0xFFFFFFFF
+        last[name] = ticks
+        if ahead >= 0x80000000:
+            sys.stdout.write("back %s %d\n" % (name, 0x100000000 - ahead))
+        return Gst.PadProbeReturn.OK
+
     def linked(_source, pad):
         name = pad.get_current_caps().get_structure(0).get_string("media")
+        pad.add_probe(Gst.PadProbeType.BUFFER, packet, name)
         chain = Gst.parse_bin_from_description("queue ! " + (VIDEO if name == "video" else AUDIO), True)
         sink = chain.get_by_name(name)
         sink.set_property("emit-signals", True)

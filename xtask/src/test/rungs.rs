@@ -19,6 +19,15 @@ const RESULTS: &str = "docs/results/rungs.md";
 /// Directories with cases.
 const DIRECTORIES: [&str; 3] = ["conformance", "topology", "interop"];
 
+/// Cases that every run shows on clsact too: joins, a splice, what comes back up, and a mixed group.
+const ON_TC: [&str; 5] = [
+    "transports::udp_media_comes_from_the_address_named_and_rtcp_goes_back_to_it",
+    "joining::the_first_packet_of_every_join_is_the_one_in_rtp_info",
+    "splice::a_rebooted_camera_continues_every_leg_at_the_next_sequence_number",
+    "reports::a_camera_with_many_viewers_gets_one_stream_of_receiver_reports",
+    "families::an_ipv6_viewer_plays_an_ipv4_camera_and_an_ipv4_viewer_an_ipv6_camera",
+];
+
 /// What the table is made of: a run of one directory on one rung replaces its own part.
 const ROUNDS: &str = "tests/results/rungs.jsonl";
 
@@ -44,7 +53,7 @@ pub(super) fn run(tally: &mut Tally, args: &TestArgs, rungs: &[Rung]) -> Result<
     ensure!(!args.record || args.only.is_none(), "a part of a directory's cases is not recorded");
     for name in names {
         for rung in rungs {
-            let shown = one(tally, args, name, *rung)?;
+            let shown = one(tally, args, name, *rung, &[])?;
             if args.record && !shown.is_empty() {
                 record(name, *rung, shown)?;
             }
@@ -69,15 +78,23 @@ fn record(name: &str, rung: Rung, shown: Vec<Shown>) -> Result<()> {
     Ok(())
 }
 
-/// The cases of one directory that are run with all the other tests, on the best rung.
+/// The cases of one directory that are run with all the other tests: all on the best rung, a few on the next.
 pub(super) fn selection(tally: &mut Tally, args: &TestArgs, name: &str) -> Result<()> {
-    one(tally, args, name, Rung::Tcx).map(drop)
+    one(tally, args, name, Rung::Tcx, &[])?;
+    if name != "interop" {
+        one(tally, args, name, Rung::Tc, &ON_TC)?;
+    }
+    Ok(())
 }
 
-fn one(tally: &mut Tally, args: &TestArgs, name: &str, rung: Rung) -> Result<Vec<Shown>> {
+/// `among`: the tests to run, all if there is none.
+fn one(tally: &mut Tally, args: &TestArgs, name: &str, rung: Rung, among: &[&str]) -> Result<Vec<Shown>> {
     let suite = SUITES.into_iter().find(|suite| suite.name == name).context("no such directory")?;
     let headline = format!("rung {}, {name}", rung.name());
-    let chosen = |test: &str| args.only.as_deref().is_none_or(|only| test.contains(only));
+    let chosen = |test: &str| {
+        args.only.as_deref().is_none_or(|only| test.contains(only))
+            && (among.is_empty() || among.contains(&test))
+    };
     let tests: Vec<&str> =
         CASES.iter().filter(|case| case.suite == name && chosen(case.test)).map(|case| case.test).collect();
     let mut shown = Vec::new();
@@ -177,7 +194,11 @@ fn table(shown: &[Shown]) -> Result<String> {
              while on the rung, of all; packets by the kernel's own counters.\n\n";
     heads(&mut text, "case | test");
     for case in CASES {
-        let note = if matches!(case.carried, Carried::Worker { .. }) { " ¹" } else { "" };
+        let note = match case.carried {
+            Carried::Kernel => "",
+            Carried::Worker { .. } => " ¹",
+            Carried::Mixed { .. } => " ²",
+        };
         write!(text, "| {}{note} | `{}` |", case.number, case.test)?;
         cells(&mut text, shown, (case.suite, case.test), false)?;
     }
@@ -187,6 +208,13 @@ fn table(shown: &[Shown]) -> Result<String> {
         if let Carried::Worker { because, shown } = case.carried {
             let told = shown.map_or("no leg over UDP".to_owned(), |shown| format!("\"{shown}\""));
             writeln!(text, "- case {}: {because} ({told}).", case.number)?;
+        }
+    }
+    text += "\n² a mixed group: the legs that give this reason got every packet from the workers, while others of the same \
+             stream got theirs on the rung, by the same counters:\n\n";
+    for case in CASES {
+        if let Carried::Mixed { because, shown } = case.carried {
+            writeln!(text, "- case {}: {because} (\"{shown}\").", case.number)?;
         }
     }
     text += "\n## Real programs: the interop selection\n\n\

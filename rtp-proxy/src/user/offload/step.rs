@@ -90,7 +90,9 @@ impl Offload {
             wake(flow.hold_until);
         }
         let copies = now < flow.hold_until;
-        if copies == matches!(flow.sight, Sight::Alone { .. }) {
+        // Seats behind the last that is taken cost every packet a look at a gate that is shut.
+        let is_wide = flow.seats.walked() != (flow.entry.first_leg, flow.entry.legs);
+        if copies == matches!(flow.sight, Sight::Alone { .. }) || is_wide {
             self.publish(now, kernel, copies)?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Legs that move between a worker and a model of the kernel's programs, on a virtual clock.
 
 use super::*;
+use crate::kernel::slots::{Extent, Holder, Quota};
 
 pub(crate) mod model;
 mod world;
@@ -211,6 +212,130 @@ fn tables_that_refuse_leave_everything_with_the_worker() {
 }
 
 #[test]
+fn whichever_write_the_kernel_refuses_nothing_is_lost_and_no_index_stays_behind() {
+    let mut refused = 0;
+    for nth in 0..40 {
+        let mut world = World::new(100 + u64::from(nth));
+        let whole = World::new(0).spare();
+        world.send(5);
+        world.work();
+        world.model.refuse = Some(nth);
+        for _ in 0..3 {
+            world.join(false);
+            world.settle();
+        }
+        let was_refused = world.model.refuse.is_none();
+        refused += u32::from(was_refused);
+        world.check_all();
+        while !world.viewers.is_empty() {
+            world.leave(0);
+        }
+        assert!(world.model.flows.is_empty(), "write {nth}");
+        let shut = msm_fastpath::Gate::Disabled.into();
+        assert!(world.model.gates.values().all(|gate| *gate == shut), "write {nth}: {:?}", world.model.gates);
+        world.pass_time(10_000_000);
+        assert_eq!(world.spare(), whole, "write {nth}, refused: {was_refused}");
+    }
+    assert!(refused > 10, "{refused}");
+}
+
+#[test]
+fn a_full_table_keeps_nothing_of_a_leg_that_it_does_not_take() {
+    let mut world = World::new(50);
+    world.send(5);
+    world.work();
+    let whole = World::new(0).spare();
+    // One index of flow statistics and no slot for legs is left for it.
+    let taken = world.take_all_slots();
+    world.join(false);
+    world.settle();
+    assert!(matches!(world.offload.rung(world.viewers[0].leg), Err(UserReason::Full(_))));
+    world.check_all();
+    world.leave(0);
+    world.give_slots(taken);
+    world.pass_time(10_000_000);
+    assert_eq!(world.spare(), whole);
+}
+
+#[test]
+fn a_group_that_grows_twice_at_once_keeps_one_range() {
+    let whole = World::new(0).spare();
+    let mut world = World::new(60);
+    world.send(5);
+    world.work();
+    for _ in 0..5 {
+        world.join(false);
+    }
+    world.settle();
+    assert_eq!(world.rung(4), Some(Rung::Tcx));
+    world.pass_time(10_000_000);
+    world.check_all();
+    // Eight slots, five ids, one flow: what was outgrown is somebody else's again.
+    assert_eq!(world.spare(), (whole.0 - 8, whole.1 - 5, whole.2 - 1));
+}
+
+#[test]
+fn what_an_earlier_process_left_at_the_index_of_a_leg_is_cleared_first() {
+    let mut world = World::new(61);
+    for id in 0..64 {
+        world.model.gates.insert(id, msm_fastpath::Gate::Active.into());
+        world.model.counts.insert(id, LegStats { packets: 1_000, bytes: 9, dropped: 3 });
+    }
+    world.send(5);
+    world.work();
+    world.join(false);
+    world.settle();
+    assert_eq!(world.rung(0), Some(Rung::Tcx));
+    assert!(world.viewers[0].by_kernel < 1_000, "{}", world.viewers[0].by_kernel);
+    world.check_all();
+}
+
+#[test]
+fn a_gate_that_was_shut_by_a_number_is_shut_for_good() {
+    let mut world = steady(62, 2);
+    world.pause(0);
+    world.settle();
+    let open = world.model.gates.values().filter(|gate| **gate != msm_fastpath::Gate::Disabled.into());
+    assert_eq!(open.count(), 1, "{:?}", world.model.gates);
+}
+
+#[test]
+fn a_leg_that_had_to_come_back_stays_a_moment() {
+    let mut world = steady(63, 1);
+    world.ingress = Ok(8);
+    world.reconcile();
+    for _ in 0..(BACKOFF.as_millis() / 20 - 5) {
+        assert_eq!(world.rung(0), None, "it goes to and fro");
+        world.send(1);
+        while world.has_work() {
+            world.work();
+        }
+        world.pass_time(20_000);
+        world.tick();
+    }
+    world.settle();
+    world.settle();
+    assert_eq!(world.rung(0), Some(Rung::Tcx));
+    world.check_all();
+}
+
+#[test]
+fn a_seat_is_given_on_when_no_packet_can_be_at_it() {
+    let (now, holder) = (Instant::now(), Holder::new("cam", [10, 0, 0, 1].into()));
+    let mut slots = Slots::new(&Extent { legs: 0..8, ids: 0..8, flows: 0..1 }, Quota::NONE);
+    let (mut table, leg) = (model::Model::default(), |n| LegId::new(n, [0; 10]));
+    let mut seats = seats::Seats::new(&holder, &mut slots, now).unwrap();
+    let mut take = |n, seats: &mut seats::Seats, now| {
+        seats.take(leg(n), &holder, &mut slots, &mut table, now).map_err(|_| "no seat").unwrap()
+    };
+    let later = now + 10 * GRACE;
+    assert_eq!(take(1, &mut seats, now), 0);
+    seats.free(0, later);
+    assert_eq!(take(2, &mut seats, later), 1, "a packet may be at the first");
+    assert_eq!(take(3, &mut seats, later + GRACE), 0);
+}
+
+#[test]
 fn the_last_leg_that_leaves_takes_the_flow_along() {
     let mut world = steady(8, 2);
     world.leave(0);
@@ -218,6 +343,22 @@ fn the_last_leg_that_leaves_takes_the_flow_along() {
     world.leave(0);
     assert!(world.model.flows.is_empty());
     assert!(world.offload.is_idle());
+}
+
+#[test]
+fn seats_that_were_left_are_walked_no_more() {
+    let mut world = steady(33, 6);
+    let walked = |world: &World| world.model.flows.values().map(|flow| flow.legs).collect::<Vec<_>>();
+    assert_eq!(walked(&world), [6]);
+    for _ in 0..4 {
+        world.leave(2);
+    }
+    world.settle();
+    assert_eq!(walked(&world), [2]);
+    world.join(false);
+    world.settle();
+    assert_eq!((walked(&world), world.rung(2)), (vec![3], Some(Rung::Tcx)));
+    world.check_all();
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Model {
     pub(crate) raced: (Vec<Copy>, Vec<Vec<u8>>),
     /// Writes to fail from now on.
     pub(crate) broken: bool,
+    /// After so many writes more of flows, legs, statistics and counters one fails.
+    pub(crate) refuse: Option<u32>,
     /// Flows stay, whoever removes them.
     pub(crate) sticky: bool,
     /// The program is not attached any more.
@@ -49,8 +51,22 @@ fn refused() -> TableError {
     TableError::Refused { map: "FLOWS", errno: "EPERM".to_owned() }
 }
 
+impl Model {
+    fn write(&mut self) -> Result<(), TableError> {
+        self.refuse = match self.refuse {
+            Some(0) => {
+                self.refuse = None;
+                return Err(refused());
+            }
+            left => left.map(|left| left - 1),
+        };
+        Ok(())
+    }
+}
+
 impl Table for Model {
     fn put_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<(), TableError> {
+        self.write()?;
         if self.broken {
             return Err(refused());
         }
@@ -67,6 +83,7 @@ impl Table for Model {
         Ok(())
     }
     fn put_flow_stats(&mut self, index: u32, stats: &FlowStats) -> Result<(), TableError> {
+        self.write()?;
         assert!(self.flows.values().all(|flow| flow.stats != index), "the program writes to it");
         self.stats.insert(index, *stats);
         Ok(())
@@ -75,6 +92,7 @@ impl Table for Model {
         Ok(self.stats.get(&index).copied().unwrap_or(FlowStats::ZERO))
     }
     fn put_leg(&mut self, slot: u32, entry: &LegEntry) -> Result<(), TableError> {
+        self.write()?;
         let walked = self
             .flows
             .values()
@@ -102,6 +120,7 @@ impl Table for Model {
         Ok(self.gates.get(&id).copied().unwrap_or_default_gate())
     }
     fn clear_leg_stats(&mut self, id: u32) -> Result<(), TableError> {
+        self.write()?;
         self.counts.remove(&id);
         Ok(())
     }

@@ -14,7 +14,7 @@ use msm_media::{
 
 use super::model::{Copy, Model};
 use crate::kernel::hop::{Hop, Ingress, Rung, UserReason};
-use crate::kernel::slots::{Extent, Holder, Quota, Slots};
+use crate::kernel::slots::{Extent, Holder, Quota, SlotRange, Slots};
 use crate::user::offload::{Candidate, Epoch, Kernel, Offload, Source};
 
 mod viewer;
@@ -474,6 +474,28 @@ impl World {
     pub(crate) fn rest(&mut self) -> Vec<u32> {
         let (now, others) = (self.now, Holder::new("others", [10, 0, 0, 3].into()));
         std::iter::from_fn(|| self.slots.take_flow(&others, now).ok()).collect()
+    }
+
+    /// Somebody else takes every slot of legs.
+    pub(crate) fn take_all_slots(&mut self) -> Vec<SlotRange> {
+        let (now, others) = (self.now, Holder::new("others", [10, 0, 0, 3].into()));
+        std::iter::from_fn(|| self.slots.take_slots(&others, 1, now).ok()).collect()
+    }
+
+    /// And gives them back.
+    pub(crate) fn give_slots(&mut self, ranges: Vec<SlotRange>) {
+        let (now, others) = (self.now, Holder::new("others", [10, 0, 0, 3].into()));
+        for range in ranges {
+            self.slots.give_slots(&others, range, now);
+        }
+    }
+
+    /// Slots and ids of legs and flows that others would be given now.
+    pub(crate) fn spare(&mut self) -> (usize, usize, usize) {
+        let (now, others) = (self.now, Holder::new("others", [10, 0, 0, 3].into()));
+        let slots = std::iter::from_fn(|| self.slots.take_slots(&others, 1, now).ok()).count();
+        let ids = std::iter::from_fn(|| self.slots.take_id(&others, 0, now).ok()).count();
+        (slots, ids, self.rest().len())
     }
 
     /// What every viewer got, and what was counted.
