@@ -34,7 +34,7 @@ use crate::handover::take::{self, Running, TakeError};
 use crate::kernel;
 use crate::kernel::counters::Reader;
 use crate::kernel::hop::{Rung, UserReason};
-use crate::kernel::service::{KernelPath, Prepared, Settings, WorkerEnd};
+use crate::kernel::service::{FastPath, Prepared, Settings, WorkerEnd};
 use crate::standalone::{OsEntropy, Standalone};
 use crate::stats::Snapshot;
 use crate::status;
@@ -222,8 +222,8 @@ async fn serve(config: Config, stop: Stop, ready: impl FnOnce(Addresses)) -> Res
     Ok(())
 }
 
-/// The kernel path, or why there is none.
-type Kernel = Result<KernelPath, UserReason>;
+/// The fast path, or why there is none.
+type Kernel = Result<FastPath, UserReason>;
 
 /// Starts with nothing.
 fn start(
@@ -237,7 +237,7 @@ fn start(
     let plane = ControlPlane::new(config.plane.clone(), Box::new(OsEntropy))?;
     let settings = worker_config(config);
     let count = settings.worker_count();
-    let (kernel, ends) = kernel_ends(KernelPath::start(&config.kernel, count), count);
+    let (kernel, ends) = kernel_ends(FastPath::start(&config.kernel, count), count);
     let workers = Workers::start_with(settings, ends, events).map_err(AppError::Workers)?;
     let (standalone, done) =
         Standalone::new(plane, workers.installer(), limits, config.max_connections, Rc::clone(metrics));
@@ -285,9 +285,9 @@ fn open_door(config: &Config, replaces: bool, requests: mpsc::Sender<Request>) -
     }
 }
 
-/// The kernel path where that may be, with the end of it for each worker; else why not, said once.
+/// The fast path where that may be, with the end of it for each worker; else why not, said once.
 fn kernel_ends(
-    started: Result<(KernelPath, Vec<WorkerEnd>), UserReason>,
+    started: Result<(FastPath, Vec<WorkerEnd>), UserReason>,
     workers: usize,
 ) -> (Kernel, KernelEnds) {
     match started {
@@ -329,12 +329,12 @@ fn answer(
     phase: Phase,
 ) {
     let reading = workers.snapshot();
-    let path = kernel.as_ref().map(KernelPath::interfaces).map_err(Clone::clone);
+    let path = kernel.as_ref().map(FastPath::interfaces).map_err(Clone::clone);
     let former = match &ask {
-        Ask::Document(..) => kernel.as_ref().map(KernelPath::former_viewers).unwrap_or_default(),
+        Ask::Document(..) => kernel.as_ref().map(FastPath::former_viewers).unwrap_or_default(),
         _ => Vec::new(),
     };
-    let counters = kernel.as_ref().ok().map(KernelPath::counters);
+    let counters = kernel.as_ref().ok().map(FastPath::counters);
     let of_kernel = Snapshot {
         drops: counters.map(Reader::drops).unwrap_or_default(),
         passes: counters.map(Reader::passes).unwrap_or_default(),

@@ -69,7 +69,7 @@ pub struct Config {
     pub log_level: LogLevel,
     /// How they are written.
     pub log_format: LogFormat,
-    /// The kernel path.
+    /// The fast path.
     pub kernel: Settings,
     /// Settings of the session logic: pulls, users, times, limits.
     pub plane: plane::Config,

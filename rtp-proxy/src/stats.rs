@@ -16,7 +16,7 @@ pub struct Snapshot {
     pub streams: Vec<StreamStats>,
     /// Dropped packets by reason (`msm_fastpath::DropReason` names), over all streams and sockets.
     pub drops: Vec<(&'static str, u64)>,
-    /// Packets that the kernel path left to the kernel's own stack, by why (`msm_fastpath::PassReason` names).
+    /// Packets that the fast path left to the kernel's own stack, by why (`msm_fastpath::PassReason` names).
     pub passes: Vec<(&'static str, u64)>,
     /// Bounded queues by name.
     pub queues: Vec<QueueStats>,

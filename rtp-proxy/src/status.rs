@@ -21,11 +21,11 @@ use crate::stats::{LegStats, Snapshot, StreamStats};
 pub struct Streams {
     /// Every stream that is configured or published, by name.
     pub streams: Vec<Stream>,
-    /// The kernel path.
+    /// The fast path.
     pub kernel: Kernel,
 }
 
-/// The kernel path of the process.
+/// The fast path of the process.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Kernel {
     /// Whether there is one.

@@ -146,7 +146,7 @@ impl PlayerSockets {
     }
 }
 
-/// Each worker's end of the kernel path, or why it has none.
+/// Each worker's end of the fast path, or why it has none.
 pub type KernelEnds = Vec<Result<WorkerEnd, UserReason>>;
 
 /// The running workers.
@@ -171,7 +171,7 @@ impl Workers {
         Self::start_with(config, ends, events)
     }
 
-    /// As [`Workers::start`], with each worker's end of the kernel path, or why it has none.
+    /// As [`Workers::start`], with each worker's end of the fast path, or why it has none.
     ///
     /// # Errors
     /// As [`Workers::start`].

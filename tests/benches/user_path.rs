@@ -11,7 +11,7 @@
 #![expect(clippy::print_stdout, reason = "the report is the program's output")]
 
 #[path = "kernel/relays.rs"]
-#[expect(dead_code, reason = "the naive relay is the kernel path's contender")]
+#[expect(dead_code, reason = "the naive relay is the fast path's contender")]
 mod relays;
 
 mod user_path {

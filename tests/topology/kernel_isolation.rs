@@ -1,4 +1,4 @@
-//! What one stream or one viewer does to the kernel path is its own trouble: others go on, and the reason is said.
+//! What one stream or one viewer does to the fast path is its own trouble: others go on, and the reason is said.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rtp_proxy::kernel::load::Capacity;
 use rtp_proxy::kernel::slots::Quota;
 use serde_json::Value;
 
-use crate::kernel_path;
+use crate::fast_path;
 use crate::kernel_scene::{LIMIT, Scene};
 
 /// Bursts that are many packets at once for everybody who watches.
@@ -39,7 +39,7 @@ fn a_stream_that_has_used_up_its_share_leaves_others_theirs_and_its_legs_to_the_
     if !granted(test, &[Need::Kernel]) {
         return Ok(());
     }
-    let mut scene = kernel_path::Scene::with(|config| {
+    let mut scene = fast_path::Scene::with(|config| {
         config.kernel.capacity = Capacity { flows: 16, legs: 64, ports: 16 };
         config.kernel.quota = Quota { part: 0.25, floor: 4, ..Quota::default() };
         config.workers = Some(1);
@@ -47,7 +47,7 @@ fn a_stream_that_has_used_up_its_share_leaves_others_theirs_and_its_legs_to_the_
     let cameras = [scene.publish("greedy", LOAD)?, scene.publish("modest", LOAD)?];
     let mut viewers = Viewers::start()?;
     let mut play =
-        |name: &str| viewers.play(&kernel_path::Scene::url(name), Transport::Udp, Some(&scene.viewers));
+        |name: &str| viewers.play(&fast_path::Scene::url(name), Transport::Udp, Some(&scene.viewers));
     play("modest")?;
     for _ in 0..40 {
         play("greedy")?;
@@ -75,7 +75,7 @@ fn a_stream_that_has_used_up_its_share_leaves_others_theirs_and_its_legs_to_the_
     std::thread::sleep(Duration::from_millis(500));
     ensure!(viewers.overflows(Some(&scene.viewers))? == 0, "this machine dropped packets itself");
     for viewer in 0..48 {
-        kernel_path::check(&viewers.account(viewer), &viewers.rtp_info(viewer), &format!("viewer {viewer}"));
+        fast_path::check(&viewers.account(viewer), &viewers.rtp_info(viewer), &format!("viewer {viewer}"));
     }
     drop(viewers);
     scene.end()

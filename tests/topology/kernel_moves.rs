@@ -15,7 +15,7 @@ use msm_tests::privilege::{Need, environment, granted};
 use msm_tests::probe::{Account, Cameras, Load, SetUp, Viewers};
 use rtp_proxy::kernel::hop::Rung;
 
-use crate::kernel_path::Scene;
+use crate::fast_path::Scene;
 use crate::record;
 
 const ENV_MOVES: &str = "MSM_TEST_MOVES";

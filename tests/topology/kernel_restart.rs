@@ -10,7 +10,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use msm_tests::privilege::environment;
 use rtp_proxy::commands;
 use rtp_proxy::kernel::hop::Rung;
-use rtp_proxy::kernel::service::{KernelPath, Settings};
+use rtp_proxy::kernel::service::{FastPath, Settings};
 use rtp_proxy::kernel::table::Table as _;
 
 use crate::kernel_scene::{Held, LIMIT, Scene, Traffic, account, child, flow_key, ids, pins_in};
@@ -31,7 +31,7 @@ fn the_process_that_is_killed() -> Result<()> {
         max_rung,
         ..Settings::default()
     };
-    let (path, ends) = KernelPath::start(&settings, 1).map_err(|why| anyhow::anyhow!("{why}"))?;
+    let (path, ends) = FastPath::start(&settings, 1).map_err(|why| anyhow::anyhow!("{why}"))?;
     let mut held = Held::new(path, ends);
     let word = if held.path.adopted() == 0 {
         held.forward(PORT)?;

@@ -22,7 +22,7 @@ use msm_tests::process::Scratch;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rtp_proxy::kernel::OBJECT;
 use rtp_proxy::kernel::hop::{Hop, Ingress, Want, Way};
-use rtp_proxy::kernel::service::{KernelPath, Settings, WorkerEnd};
+use rtp_proxy::kernel::service::{FastPath, Settings, WorkerEnd};
 use rtp_proxy::kernel::share::Share;
 use rtp_proxy::kernel::slots::Holder;
 use rtp_proxy::kernel::table::Table as _;
@@ -110,9 +110,9 @@ impl Scene {
         Settings { instance: Some("8060".to_owned()), bpffs: self.bpffs.path(), ..Settings::default() }
     }
 
-    /// Starts the kernel path of one worker in the node.
+    /// Starts the fast path of one worker in the node.
     pub(crate) fn start(&self, settings: &Settings) -> Result<Held> {
-        let started = self.node.inside(|| KernelPath::start(settings, 1))?;
+        let started = self.node.inside(|| FastPath::start(settings, 1))?;
         let (path, ends) = started.map_err(|why| anyhow::anyhow!("{why}"))?;
         Ok(Held::new(path, ends))
     }
@@ -199,9 +199,9 @@ pub(crate) fn ids(pins: &Path) -> Result<Vec<(String, u32)>> {
     Ok(ids)
 }
 
-/// A running kernel path and its only worker's end.
+/// A running fast path and its only worker's end.
 pub(crate) struct Held {
-    pub(crate) path: KernelPath,
+    pub(crate) path: FastPath,
     pub(crate) share: Share,
     pub(crate) inbox: Inbox,
 }
@@ -233,7 +233,7 @@ pub(crate) fn flow_key(port: u16, ifindex: u32) -> FlowKey {
 }
 
 impl Held {
-    pub(crate) fn new(path: KernelPath, mut ends: Vec<WorkerEnd>) -> Self {
+    pub(crate) fn new(path: FastPath, mut ends: Vec<WorkerEnd>) -> Self {
         let (share, inbox) = ends.remove(0);
         Self { path, share, inbox }
     }

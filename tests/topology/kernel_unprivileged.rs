@@ -1,4 +1,4 @@
-//! A proxy that is not root: with the capabilities that `rtp-proxy doctor` names it has the kernel path, and without
+//! A proxy that is not root: with the capabilities that `rtp-proxy doctor` names it has the fast path, and without
 //! them everything works without. What is given to it is what doctor says, word for word.
 
 use std::fs;
@@ -165,8 +165,8 @@ fn an_unprivileged_user_with_what_doctor_names_is_on_tcx_and_survives_kill_and_u
 }
 
 #[test]
-fn without_a_place_for_pins_the_kernel_path_works_and_says_what_it_lacks() -> Result<()> {
-    let test = "without_a_place_for_pins_the_kernel_path_works_and_says_what_it_lacks";
+fn without_a_place_for_pins_the_fast_path_works_and_says_what_it_lacks() -> Result<()> {
+    let test = "without_a_place_for_pins_the_fast_path_works_and_says_what_it_lacks";
     let Some(ground) = Ground::new(test)? else { return Ok(()) };
     Ground::follow(&Ground::finding(&ground.doctor()?, '×', "lacks CAP_BPF")?)?;
     let mut house = ground.house(&[Transport::Udp])?;

@@ -7,6 +7,7 @@
 
 mod addresses;
 mod families;
+mod fast_path;
 mod feed;
 mod healthy;
 mod hostile_connections;
@@ -22,7 +23,6 @@ mod kernel_joins;
 mod kernel_kill;
 mod kernel_ladder;
 mod kernel_moves;
-mod kernel_path;
 mod kernel_pauses;
 mod kernel_restart;
 mod kernel_return;

@@ -182,7 +182,7 @@ fn pulled(count: usize) -> Result<Vec<Return>> {
     rounds(count, stage, &mut proxy, &url, false)
 }
 
-/// The same with the kernel path on: the leg over UDP is in the kernel, the one over TCP is the worker's.
+/// The same with the fast path on: the leg over UDP is in the kernel, the one over TCP is the worker's.
 fn beside_the_kernel(count: usize) -> Result<Option<Vec<Return>>> {
     let Some(scene) = Scene::new("returns beside kernel legs")? else { return Ok(None) };
     let scratch = Scratch::new("returns")?;
@@ -214,7 +214,7 @@ fn table(sources: &[(&str, Vec<Return>)], count: usize) -> Result<String> {
     writeln!(
         text,
         "{}; on loopback with `--max-rung user`,\n\
-         beside the kernel path in network namespaces. {count} times: `kill -9`, a supervisor starts the proxy again as soon as it is gone (systemd waits `RestartSec`\n\
+         beside the fast path in network namespaces. {count} times: `kill -9`, a supervisor starts the proxy again as soon as it is gone (systemd waits `RestartSec`\n\
          besides, 100 ms by default), and two probes, which like the publisher try to connect every {} ms once their\n\
          connection has ended, play again. Times are counted from the kill: until the probe knows that its connection\n\
          ended, until its new PLAY is answered, until it has a packet.\n",

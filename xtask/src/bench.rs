@@ -13,7 +13,7 @@ mod gate;
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
     /// What to run: `closed`, `copies`, `latency` or `memory` of the user-space path, all of them without it;
-    /// `kernel` for the kernel path (needs root), followed by numbers of the catalogue such as B1 or B3; or
+    /// `kernel` for the fast path (needs root), followed by numbers of the catalogue such as B1 or B3; or
     /// `report`, which runs nothing and makes tables and plots of what is recorded
     parts: Vec<String>,
     /// Rounds per case; the committed figures come from 9 or more
@@ -29,7 +29,7 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     viewers: Option<usize>,
     /// Write the tables into docs/benchmarks.md, the plots into docs/plots and the rounds into
-    /// tests/benches/results; the kernel path then insists on a machine that does nothing else, and keeps what
+    /// tests/benches/results; the fast path then insists on a machine that does nothing else, and keeps what
     /// was recorded before of benchmarks that are not named
     #[arg(long)]
     record: bool,
@@ -40,7 +40,7 @@ pub(crate) struct BenchArgs {
     /// of what was accepted last; with --record it accepts what it finds. Needs root
     #[arg(long)]
     gate: bool,
-    /// Largest share of a core that others may use while a run of the kernel path counts
+    /// Largest share of a core that others may use while a run of the fast path counts
     #[arg(long, default_value_t = 0.10)]
     foreign: f64,
 }
@@ -57,8 +57,8 @@ const USER_PATH: Part = Part {
 };
 
 const KERNEL_PATH: Part = Part {
-    begin: "<!-- kernel path: begin, written by cargo xtask bench kernel --record -->",
-    end: "<!-- kernel path: end -->",
+    begin: "<!-- fast path: begin, written by cargo xtask bench kernel --record -->",
+    end: "<!-- fast path: end -->",
 };
 
 /// Where the raw rounds lie.
@@ -76,7 +76,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     build(&["--package", "rtp-proxy", "--bin", "rtp-proxy"])?;
     match args.parts.split_first() {
-        Some((first, numbers)) if first == "kernel" => kernel_path(args, numbers),
+        Some((first, numbers)) if first == "kernel" => fast_path(args, numbers),
         Some((_, [_, ..])) => bail!("one part of the user-space path at a time, or all of them"),
         _ => user_path(args),
     }
@@ -107,16 +107,16 @@ fn user_path(args: &BenchArgs) -> anyhow::Result<()> {
         command.args(["--viewers", &viewers.to_string()]);
     }
     finish(args, &mut command, &json, Some(&USER_PATH))?;
-    // Its picture is drawn with those of the kernel path.
+    // Its picture is drawn with those of the fast path.
     if args.record { report() } else { Ok(()) }
 }
 
-fn kernel_path(args: &BenchArgs, numbers: &[String]) -> anyhow::Result<()> {
+fn fast_path(args: &BenchArgs, numbers: &[String]) -> anyhow::Result<()> {
     build(&["--package", "msm-tests", "--example", "bench_kernel", "--example", "bench_relay"])?;
     let mut command = program(args, "bench_kernel");
     command.args(["--foreign", &args.foreign.to_string()]).args(numbers);
     if !args.record {
-        let rounds = std::env::temp_dir().join("kernel-path");
+        let rounds = std::env::temp_dir().join("fast-path");
         command.arg("--results").arg(&rounds);
         return finish(args, &mut command, &rounds, None);
     }

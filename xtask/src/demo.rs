@@ -129,7 +129,7 @@ fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &Atom
     if interrupted.load(Ordering::SeqCst) {
         println!("\ninterrupted; viewers are read, then everything is removed");
     }
-    let kernel_path = if !network.has_kernel_path() || kernel_seen {
+    let fast_path = if !network.has_fast_path() || kernel_seen {
         Ok(())
     } else if interrupted.load(Ordering::SeqCst) && seconds < 10.0 {
         println!("too early for viewers to be served in the kernel");
@@ -139,7 +139,7 @@ fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &Atom
     };
     say("summary");
     print!("{}", table::legs(&streams));
-    if network.has_kernel_path() {
+    if network.has_fast_path() {
         let (udp, in_kernel) = kernel_legs(&streams);
         println!("{in_kernel} of {udp} viewers over UDP were served in the kernel at the end");
     }
@@ -157,7 +157,7 @@ fn play(args: &DemoArgs, program: PathBuf, scratch: &Scratch, interrupted: &Atom
     if failed > 0 {
         bail!("{failed} of {} viewers did not decode picture and sound as the source does", VIEWERS.len());
     }
-    kernel_path?;
+    fast_path?;
     println!("all {} viewers decoded picture and sound exactly as the source does", VIEWERS.len());
     Ok(())
 }

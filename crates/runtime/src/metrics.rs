@@ -101,7 +101,7 @@ pub struct Sample {
     pub streams: Vec<StreamSample>,
     /// Packets dropped, by reason.
     pub dropped: Vec<(&'static str, u64)>,
-    /// Packets that the kernel path left to the kernel's own stack, by why.
+    /// Packets that the fast path left to the kernel's own stack, by why.
     pub passed: Vec<(&'static str, u64)>,
     /// Queue, depth now, entries dropped so far.
     pub queues: Vec<(&'static str, u64, u64)>,

@@ -1,4 +1,4 @@
-//! `rtp-proxy doctor`: what the kernel path needs, what of it is there, and the exact fix for the rest.
+//! `rtp-proxy doctor`: what the fast path needs, what of it is there, and the exact fix for the rest.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -22,7 +22,7 @@ enum Mark {
     Good,
     /// It works, but not as well as it might.
     Warn,
-    /// The kernel path does not work without.
+    /// The fast path does not work without.
     Bad,
 }
 
@@ -200,7 +200,7 @@ fn programs() -> Vec<Check> {
     checks
 }
 
-/// Only whoever has the kernel path can use it.
+/// Only whoever has the fast path can use it.
 fn batching() -> Option<Check> {
     if privileges::missing().is_some() {
         return None;

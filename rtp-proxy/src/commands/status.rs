@@ -69,9 +69,9 @@ fn describe(document: &Value) -> String {
     let mut text = String::new();
     let kernel = document.get("kernel").unwrap_or(&Value::Null);
     if kernel.get("on").and_then(Value::as_bool) == Some(true) {
-        text.push_str("kernel path on\n");
+        text.push_str("fast path on\n");
     } else {
-        let _ = writeln!(text, "kernel path off: {}", word(kernel, "reason"));
+        let _ = writeln!(text, "fast path off: {}", word(kernel, "reason"));
     }
     for interface in list(kernel, "interfaces") {
         let more = match interface.get("reason").and_then(Value::as_str) {
@@ -231,7 +231,7 @@ mod tests {
                      "dropped": {"queue_full": 1}, "rung_reason": "TCP needs the worker"}]}]});
         assert_eq!(
             describe(&document),
-            "kernel path on\n\
+            "fast path on\n\
              \x20 eth0             tcx\n\
              \x20 veth3            tcx   bursts of 32.0 packets merged for 4 s\n\
              \x20 tun0             user  tun0 has no Ethernet headers\n\
@@ -265,7 +265,7 @@ mod tests {
     fn a_document_without_anything_says_so() {
         let document =
             serde_json::json!({"kernel": {"on": false, "reason": "--max-rung user"}, "streams": []});
-        assert_eq!(describe(&document), "kernel path off: --max-rung user\nno streams\n");
-        assert!(describe(&Value::Null).contains("kernel path off"));
+        assert_eq!(describe(&document), "fast path off: --max-rung user\nno streams\n");
+        assert!(describe(&Value::Null).contains("fast path off"));
     }
 }

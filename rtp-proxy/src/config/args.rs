@@ -30,7 +30,7 @@ pub enum Verb {
     Standalone(Box<Raw>),
     /// Show streams, viewers and what carries each; also what a proxy left that is not running
     Status(StatusArgs),
-    /// Check what the kernel path needs on this machine, with the fix for each thing that is missing
+    /// Check what the fast path needs on this machine, with the fix for each thing that is missing
     Doctor(BpffsArgs),
     /// Remove every program, link, filter and setting that proxies left in this network namespace
     Uninstall(BpffsArgs),
@@ -137,24 +137,24 @@ pub struct Raw {
 
     /// Best way to carry media that may be used: tcx, tc or user
     /// [default: tcx]
-    #[arg(verbatim_doc_comment, long, value_name = "RUNG", help_heading = "Kernel path")]
+    #[arg(verbatim_doc_comment, long, value_name = "RUNG", help_heading = "Fast path")]
     pub max_rung: Option<String>,
-    /// Interface that the kernel path may use; repeatable
+    /// Interface that the fast path may use; repeatable
     /// [default: those that cameras and viewers are reached through]
-    #[arg(verbatim_doc_comment, long, value_name = "NAME", help_heading = "Kernel path")]
+    #[arg(verbatim_doc_comment, long, value_name = "NAME", help_heading = "Fast path")]
     pub interface: Vec<String>,
     /// After a restart: how long streams that went on without the proxy wait to be taken over
     /// [default: 60s]
-    #[arg(verbatim_doc_comment, long, value_name = "TIME", help_heading = "Kernel path")]
+    #[arg(verbatim_doc_comment, long, value_name = "TIME", help_heading = "Fast path")]
     pub adopt_grace: Option<String>,
     /// auto: bursts of a source behind a veth are merged where they come in, while that pays, by
     /// settings of that interface that are given back afterwards. off: never
     /// [default: auto]
-    #[arg(verbatim_doc_comment, long, value_name = "auto|off", help_heading = "Kernel path")]
+    #[arg(verbatim_doc_comment, long, value_name = "auto|off", help_heading = "Fast path")]
     pub batching: Option<String>,
     /// BPF file system in which the kernel's part is kept over a restart
     /// [default: /sys/fs/bpf]
-    #[arg(verbatim_doc_comment, long, value_name = "DIRECTORY", help_heading = "Kernel path")]
+    #[arg(verbatim_doc_comment, long, value_name = "DIRECTORY", help_heading = "Fast path")]
     pub bpffs: Option<String>,
 
     /// Data workers, each on a core of its own

@@ -251,7 +251,7 @@ fn every_command_says_what_it_does_and_names_its_options() {
 }
 
 #[test]
-fn the_kernel_path_is_set_by_its_options_and_named_after_the_first_media_port() {
+fn the_fast_path_is_set_by_its_options_and_named_after_the_first_media_port() {
     let kernel =
         load(&["--max-rung", "tc", "--interface", "eth0", "--interface", "eth1", "--adopt-grace", "5s"]);
     let kernel = kernel.unwrap().kernel;

@@ -116,7 +116,7 @@ impl Hops {
         self.net.links.get(&ifindex)
     }
 
-    /// Whether the kernel path may use an interface.
+    /// Whether the fast path may use an interface.
     pub(super) fn is_named(&self, name: &str) -> bool {
         self.named.is_empty() || self.named.iter().any(|named| named == name)
     }

@@ -1,4 +1,4 @@
-//! NETLINK_ROUTE, as little of it as the kernel path asks for: requests that wait for their answer (some
+//! NETLINK_ROUTE, as little of it as the fast path asks for: requests that wait for their answer (some
 //! microseconds), and a socket that tells what changes.
 
 use std::io;

@@ -62,7 +62,7 @@ pub enum PinsError {
         source: io::Error,
     },
     /// Another process has this instance.
-    #[error("another rtp-proxy (instance {instance}) uses the kernel path of this network namespace")]
+    #[error("another rtp-proxy (instance {instance}) uses the fast path of this network namespace")]
     Held {
         /// Its name.
         instance: String,

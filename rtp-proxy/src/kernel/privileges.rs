@@ -13,7 +13,7 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-/// What the kernel path needs. Without CAP_PERFMON the verifier refuses sums of a pointer and a variable, by which a
+/// What the fast path needs. Without CAP_PERFMON the verifier refuses sums of a pointer and a variable, by which a
 /// packet's fields are found; so it does for everybody but root.
 const NEEDED: [(u32, &str); 3] =
     [(CAP_BPF, "CAP_BPF"), (CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_PERFMON, "CAP_PERFMON")];
@@ -38,7 +38,7 @@ fn has(mask: u64, capability: u32) -> bool {
     mask >> capability & 1 == 1
 }
 
-/// Names of the capabilities that the kernel path needs and `mask` lacks. CAP_SYS_ADMIN stands in for
+/// Names of the capabilities that the fast path needs and `mask` lacks. CAP_SYS_ADMIN stands in for
 /// CAP_BPF and CAP_PERFMON, as kernels before 5.8 had it.
 fn lacking(mask: u64) -> Vec<&'static str> {
     let granted =
@@ -55,7 +55,7 @@ fn listed(names: &[&str]) -> String {
     }
 }
 
-/// Everything that the kernel path needs, in words.
+/// Everything that the fast path needs, in words.
 pub fn needed() -> String {
     listed(&NEEDED.map(|(_, name)| name))
 }

@@ -45,7 +45,7 @@ const LOCK_AGAIN: Duration = Duration::from_millis(500);
 /// Controls that may wait.
 const CONTROLS: usize = 16;
 
-/// What the kernel path is to be.
+/// What the fast path is to be.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// The best rung that may be tried.
@@ -108,9 +108,9 @@ enum Control {
     Stop { leave: bool },
 }
 
-/// The running kernel path.
+/// The running fast path.
 #[derive(Debug)]
-pub struct KernelPath {
+pub struct FastPath {
     controls: mpsc::Sender<Control>,
     thread: JoinHandle<()>,
     counters: Reader,
@@ -147,12 +147,12 @@ impl Prepared {
     /// Takes over what an earlier process pinned and starts the thread. That process must no longer write.
     ///
     /// # Errors
-    /// As [`KernelPath::start`].
+    /// As [`FastPath::start`].
     pub fn start(
         self,
         settings: &Settings,
         workers: usize,
-    ) -> Result<(KernelPath, Vec<WorkerEnd>), UserReason> {
+    ) -> Result<(FastPath, Vec<WorkerEnd>), UserReason> {
         // What runs beside us may have pinned its maps since.
         let Self { held, kernel } = if self.held.is_outdated() { Self::new(settings)? } else { self };
         let refused = |error: &dyn std::fmt::Display| UserReason::Refused(error.to_string());
@@ -215,14 +215,14 @@ impl Prepared {
             .spawn(move || run(start, &started))
             .map_err(|error| refused(&error))?;
         match is_started.recv() {
-            Ok(Ok(())) => Ok((KernelPath { controls, thread, counters, adopted, pinned, former }, shares)),
+            Ok(Ok(())) => Ok((FastPath { controls, thread, counters, adopted, pinned, former }, shares)),
             Ok(Err(error)) => Err(refused(&error)),
             Err(error) => Err(refused(&error)),
         }
     }
 }
 
-impl KernelPath {
+impl FastPath {
     /// Loads the programs, takes over what an earlier process pinned, and starts the thread.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! What one worker owns of the kernel path, and what it can take over from an earlier process.
+//! What one worker owns of the fast path, and what it can take over from an earlier process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use super::table::{Table, TableError};
 use super::tables::KernelTable;
 use super::ways::{Note, Ways};
 
-/// A worker's part of the kernel path. `T` is [`KernelTable`] but in tests.
+/// A worker's part of the fast path. `T` is [`KernelTable`] but in tests.
 #[derive(Debug)]
 pub struct Share<T = KernelTable> {
     /// Writes and reads.

@@ -5,7 +5,7 @@
 //! that found the old flow entry may still be on its way through it (ADR 0005).
 //!
 //! One stream gets at most its part of the share. Whoever publishes one stream can publish many, so the last of a share
-//! is kept besides for sources in networks that hold little of it: no source takes the kernel path from all others.
+//! is kept besides for sources in networks that hold little of it: no source takes the fast path from all others.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash};

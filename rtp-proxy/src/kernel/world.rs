@@ -1,4 +1,4 @@
-//! The kernel as the kernel path sees it: netlink, the ladder, and the tests of what hangs there.
+//! The kernel as the fast path sees it: netlink, the ladder, and the tests of what hangs there.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -123,7 +123,7 @@ pub(crate) struct LegOut {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
     pub(crate) drops: LegDrops,
-    /// Its side of the kernel path.
+    /// Its side of the fast path.
     pub(crate) kernel: LegKernel,
 }
 

@@ -51,7 +51,7 @@ const BACKLOG: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) index: usize,
-    /// Its end of the kernel path, or why it has none.
+    /// Its end of the fast path, or why it has none.
     pub(crate) kernel: Result<WorkerEnd, UserReason>,
     pub(crate) core: Option<usize>,
     pub(crate) players: PlayerSockets,

@@ -24,7 +24,7 @@ static TURN: Mutex<()> = Mutex::new(());
 const VIEWERS: usize = 449;
 /// Bytes of a connection that has asked for nothing yet.
 const CONNECTION: i64 = 6 * 1024;
-/// Bytes of a leg with its session, on the user path. The kernel path adds what
+/// Bytes of a leg with its session, on the user path. The fast path adds what
 /// `a_leg_in_the_kernel_adds_little` counts, and both are to stay below 4 KiB.
 const LEG_AND_SESSION: i64 = 3 * 1024;
 

@@ -1,6 +1,6 @@
 //! B6: the highest rate without loss.
 //!
-//! A relay has core 0 to itself, generator and sinks are on core 1. The kernel path has no such rate on veth:
+//! A relay has core 0 to itself, generator and sinks are on core 1. The fast path has no such rate on veth:
 //! it runs in the sender's own call, so a saturated sender is what is found, and says so. What two cores carry
 //! is found with two such senders, each in a pod and on a core of its own.
 
@@ -199,7 +199,7 @@ impl Run {
         best
     }
 
-    /// What one and two senders that never wait get through the kernel path, and through nothing at all.
+    /// What one and two senders that never wait get through the fast path, and through nothing at all.
     fn senders(
         &self,
         topology: &Topology,
@@ -233,17 +233,12 @@ impl Run {
             .push(json!({"one_sender_copies_per_s": one, "two_senders_copies_per_s": two, "lost": lost,
             "gain": gain, "gain_of_generators_alone": machine}));
         let ratio = vec![median(&one) / best];
-        outcome.find("rtp-proxy kernel path, per leg", RATE, one, Target::Nothing);
-        outcome.find("rtp-proxy kernel path, per leg, two senders on two cores", RATE, two, Target::Nothing);
-        outcome.find("kernel path, two senders ÷ one", "times", gain, Target::AtLeast(1.7));
+        outcome.find("rtp-proxy fast path, per leg", RATE, one, Target::Nothing);
+        outcome.find("rtp-proxy fast path, per leg, two senders on two cores", RATE, two, Target::Nothing);
+        outcome.find("fast path, two senders ÷ one", "times", gain, Target::AtLeast(1.7));
         outcome.find("generators alone, two ÷ one", "times", machine, Target::Nothing);
-        outcome.find(
-            "kernel path ÷ best relay, copies per second of a core",
-            "times",
-            ratio,
-            Target::Nothing,
-        );
-        outcome.find("kernel path, copies lost", "copies", vec![lost as f64], Target::AtMost(0.0));
+        outcome.find("fast path ÷ best relay, copies per second of a core", "times", ratio, Target::Nothing);
+        outcome.find("fast path, copies lost", "copies", vec![lost as f64], Target::AtMost(0.0));
         outcome.tables.push(
             "The sender is the data path of the kernel's rows and pays for itself out of the same core, so it \
              cannot offer 1.5 times what they carry: their rate is what a saturated sender gets rid of, no \

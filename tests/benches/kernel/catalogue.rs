@@ -54,7 +54,7 @@ pub(crate) struct Entry<'a> {
 /// What the report calls a lane of ours.
 pub(crate) fn ours(kind: Kind, mode: Mode) -> String {
     let how = if kind == Kind::Batched { ", batched" } else { "" };
-    format!("rtp-proxy kernel path, {}{how}", mode.name())
+    format!("rtp-proxy fast path, {}{how}", mode.name())
 }
 
 impl<'a> Entry<'a> {
@@ -63,7 +63,7 @@ impl<'a> Entry<'a> {
             Self { course, fast: None, lanes: Vec::new(), skipped: Vec::new(), sessions: Vec::new() };
         match Fast::open(course) {
             Ok(fast) => entry.fast = Some(fast),
-            Err(reason) => entry.skip("rtp-proxy kernel path", &reason),
+            Err(reason) => entry.skip("rtp-proxy fast path", &reason),
         }
         entry
     }

@@ -171,21 +171,21 @@ fn margins(outcomes: &[Outcome]) -> String {
         for claim in &outcome.claims {
             let traffic =
                 outcome.cases.get(claim.case).map_or("", |c| c.label.split(", ").next().unwrap_or(""));
-            let ours = claim.ours.trim_start_matches("rtp-proxy kernel path, ");
+            let ours = claim.ours.trim_start_matches("rtp-proxy fast path, ");
             let what = format!("{traffic}: {} ÷ {ours}", claim.against);
             row(&outcome.id, &what, claim.target, &outcome.ratios(claim));
         }
         for latencies in &outcome.latencies {
             for claim in &latencies.claims {
                 let (what, quantile, values, target) = latencies.claimed(claim);
-                let what = what.replace("rtp-proxy kernel path, ", "");
+                let what = what.replace("rtp-proxy fast path, ", "");
                 let to = latencies.label.rsplit(", ").next().unwrap_or("");
                 let quantile = ["p50", "p99", "p99.9"][quantile];
                 row(&outcome.id, &format!("{to}, {quantile}: {what}"), target, &values);
             }
         }
         for found in &outcome.found {
-            row(&outcome.id, &found.what.replace("rtp-proxy kernel path, ", ""), found.target, &found.values);
+            row(&outcome.id, &found.what.replace("rtp-proxy fast path, ", ""), found.target, &found.values);
         }
     }
     plot::margins("Every target of the catalogue that has figures", &rows)

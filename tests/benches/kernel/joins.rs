@@ -76,7 +76,7 @@ pub(crate) fn whole_calls(course: &Course, seconds: f64, outcome: &mut Outcome) 
     let lost = expected.saturating_sub(drops(&lane)? - before + kept);
     let joins = found.len() as f64 / seconds;
     outcome.tables.push(format!(
-        "Joins by whole RTSP calls, on a stream of {RATE} packets/s of `rtp-proxy standalone` on the kernel path: \
+        "Joins by whole RTSP calls, on a stream of {RATE} packets/s of `rtp-proxy standalone` on the fast path: \
          {VISITORS} viewers at a time, {} joins and as many leaves in {seconds:.1} s; proxy and viewers share core 1. \
          From the connection's first byte to the first packet, DESCRIBE, SETUP and PLAY included. 4 others were sent \
          {expected} copies.\n",

@@ -1,4 +1,4 @@
-//! B16, the proxy's part: what a stream and a leg on the kernel path cost in memory, and whether viewers that
+//! B16, the proxy's part: what a stream and a leg on the fast path cost in memory, and whether viewers that
 //! come and go leave something behind.
 
 use std::collections::HashMap;
@@ -37,7 +37,7 @@ struct Held {
 impl Run {
     /// B16: memory per stream and leg.
     pub(crate) fn b16(&mut self) -> Result<Outcome> {
-        let mut outcome = Outcome::new("B16", "Memory per stream and leg on the kernel path");
+        let mut outcome = Outcome::new("B16", "Memory per stream and leg on the fast path");
         let course = Course::open(&self.programs, PODS, false)?;
         // In a proxy of its own: memory that is given back is used again before more is asked for.
         let connection = connections(&course)?;
@@ -273,5 +273,5 @@ fn report(steps: &[(usize, usize, Held)], connection: f64, maps: &[Map], outcome
     outcome.find(what, UNIT, vec![kernel], Target::AtMost(200.0));
     let all = (steps[last].2.maps as f64 - steps[0].2.maps as f64) / steps[last].1 as f64;
     outcome.find("kernel: by which the maps grew per leg", UNIT, vec![all], Target::AtMost(200.0));
-    outcome.draw_found("kernel-b16.svg", "B16: memory per stream and leg on the kernel path", UNIT);
+    outcome.draw_found("kernel-b16.svg", "B16: memory per stream and leg on the fast path", UNIT);
 }

@@ -2,7 +2,7 @@
 //!
 //! Each contender is given more and more streams for four viewers until it loses a packet or the busiest core
 //! has less than a fifth left. There it stays for the rounds, in which its cost is measured. Relays have core 0 to
-//! themselves and the generator is on core 1; on the kernel path the sender is the data path, and what it costs
+//! themselves and the generator is on core 1; on the fast path the sender is the data path, and what it costs
 //! to send is not ours, but takes its share of the same core.
 
 use std::fmt::Write as _;

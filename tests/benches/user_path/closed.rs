@@ -1,7 +1,7 @@
 //! The closed loop: source, contender and sinks in one thread on one core.
 //!
 //! The contender is called after each burst, so nobody sleeps and nobody is woken; that flatters every
-//! contender. The relays are those of the kernel path's closed loop. Ours is the data worker of `rtp-proxy`,
+//! contender. The relays are those of the fast path's closed loop. Ours is the data worker of `rtp-proxy`,
 //! set up by the operations that `standalone` sends and run by this thread instead of its own.
 //!
 //! Cost is the CPU time of this process and of its core's ksoftirqd. *Gross* is all of it; *net* is less what

@@ -55,7 +55,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         Ok(text) => serde_json::from_slice(&text).with_context(|| file.display().to_string())?,
         Err(_) => Accepted::new(),
     };
-    let mut found = measured(&accepted, || kernel_path(args))?;
+    let mut found = measured(&accepted, || fast_path(args))?;
     found.extend(measured(&accepted, || user_path(args))?);
     print!("{}", table(&found, &accepted));
     if args.record {
@@ -136,17 +136,17 @@ fn table(found: &[Ratio], accepted: &Accepted) -> String {
     text
 }
 
-fn kernel_path(args: &BenchArgs) -> Result<Vec<Ratio>> {
+fn fast_path(args: &BenchArgs) -> Result<Vec<Ratio>> {
     let folder = std::env::temp_dir().join("msm-gate");
     let document = outcome(
         program(args, "bench_kernel").arg("gate").arg("--results").arg(&folder),
         &folder.join("gate.json"),
     )?;
-    Ok(of_kernel_path(&document))
+    Ok(of_fast_path(&document))
 }
 
 /// The figures that `bench_kernel` computed.
-fn of_kernel_path(document: &Value) -> Vec<Ratio> {
+fn of_fast_path(document: &Value) -> Vec<Ratio> {
     let found = document["found"].as_array().into_iter().flatten();
     let ratio = |found: &Value| Ratio {
         name: found["what"].as_str().unwrap_or_default().to_owned(),
@@ -259,7 +259,7 @@ mod tests {
         let kernel = json!({"found": [
             {"what": "x", "unit": "times", "values": [3.0, 5.0, 4.0], "target": {"AtLeast": 3.0}},
             {"what": "y", "unit": "times", "values": [], "target": "Nothing"}]});
-        let found = of_kernel_path(&kernel);
+        let found = of_fast_path(&kernel);
         assert_eq!(found[0], ratio("x", 4.0, Some(3.0)));
         assert!(found[1].median.is_nan() && found[1].target.is_none());
         let run = |name: &str, ns: u64| json!({"contender": name, "copies": 10, "cpu_ns": ns});

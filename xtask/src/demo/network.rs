@@ -45,7 +45,7 @@ impl Cabled {
         Ok(Self { yard, pattern, proxy, viewers, _lab: lab })
     }
 
-    /// What `rtp-proxy doctor` has to say against the kernel path, in one line.
+    /// What `rtp-proxy doctor` has to say against the fast path, in one line.
     fn obstacle(&self, program: &Path) -> Result<Option<String>> {
         let done = self.proxy.command(&program.to_string_lossy()).arg("doctor").output()?;
         if done.status.success() {
@@ -78,7 +78,7 @@ impl Network {
                 Some(obstacle) => obstacle,
             }
         };
-        println!("everything runs on loopback, without the kernel path (every leg on rung user): {obstacle}");
+        println!("everything runs on loopback, without the fast path (every leg on rung user): {obstacle}");
         Ok(Self::Loopback)
     }
 
@@ -90,7 +90,7 @@ impl Network {
     }
 
     /// True where viewers over UDP must be served in the kernel.
-    pub(super) fn has_kernel_path(&self) -> bool {
+    pub(super) fn has_fast_path(&self) -> bool {
         self.cabled().is_some()
     }
 

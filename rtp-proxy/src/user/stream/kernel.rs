@@ -1,4 +1,4 @@
-//! What a stream tells the kernel path of its tracks, and what it takes from it.
+//! What a stream tells the fast path of its tracks, and what it takes from it.
 //!
 //! Owns nothing: which legs are where is [`Offload`]'s. Here is what is known of source and legs, when it is
 //! looked at, and where counters go.
@@ -25,7 +25,7 @@ const HEADER: u64 = 12;
 /// Of a viewer over TCP, whatever else may be wrong.
 const INTERLEAVED: UserReason = UserReason::Transport("interleaved TCP");
 
-/// A track's side of the kernel path.
+/// A track's side of the fast path.
 #[derive(Debug)]
 pub(crate) struct TrackKernel {
     offload: Offload,

@@ -1,4 +1,4 @@
-//! A worker's end of the kernel path: its share of the tables, whom an answer concerns, and what is due soon.
+//! A worker's end of the fast path: its share of the tables, whom an answer concerns, and what is due soon.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -24,7 +24,7 @@ use crate::user::offload::{Epoch, GRACE, Kernel};
 const LINES: u32 = 10;
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What one worker owns of the kernel path.
+/// What one worker owns of the fast path.
 #[derive(Debug)]
 pub(crate) struct KernelEnd {
     share: Share,
@@ -168,7 +168,7 @@ impl KernelEnd {
 }
 
 impl Shared {
-    /// The kernel path, or why this worker has none.
+    /// The fast path, or why this worker has none.
     pub(crate) fn kernel(&self) -> &Result<RefCell<KernelEnd>, UserReason> {
         &self.kernel
     }
