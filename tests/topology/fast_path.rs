@@ -19,8 +19,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 const CAMERA: &str = "10.90.1.2";
-const PROXY_AT_CAMERA: &str = "10.90.1.1";
-const PROXY_AT_VIEWERS: &str = "10.90.2.1";
+pub(crate) const PROXY_AT_CAMERA: &str = "10.90.1.1";
+pub(crate) const PROXY_AT_VIEWERS: &str = "10.90.2.1";
 
 /// Camera, proxy and viewers, each in a namespace of its own.
 pub(crate) struct Scene {

@@ -26,6 +26,7 @@ mod kernel_moves;
 mod kernel_pauses;
 mod kernel_restart;
 mod kernel_return;
+mod kernel_scale;
 mod kernel_scene;
 mod kernel_selftest;
 mod kernel_sources;

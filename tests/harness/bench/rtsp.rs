@@ -18,6 +18,11 @@ impl Rtsp {
         Ok(Self(Connection::open_from(&format!("rtsp://{to}/"), from)?))
     }
 
+    /// Further requests are about a session of their own; those before stay as they are.
+    pub fn begin_another(&mut self) {
+        self.0.session = None;
+    }
+
     /// Asks what it can do: an answer means that the proxy serves.
     pub fn options(&mut self) -> anyhow::Result<()> {
         self.0.request("OPTIONS", "*", &[], "")?.ok()?;
