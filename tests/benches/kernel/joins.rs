@@ -27,6 +27,8 @@ const RATE: u32 = 1_000;
 const VISITORS: usize = 3;
 /// Ports that a visitor uses in turn: what was sent to the one before does not count for the next.
 const PORTS: usize = 16;
+/// Joins of one visitor: an address may set up a thousand times at once, then twenty times a second.
+const MOST: usize = 900;
 
 /// Viewers come and go on a stream that four others watch, all of them in the kernel.
 pub(crate) fn whole_calls(course: &Course, seconds: f64, outcome: &mut Outcome) -> Result<()> {
@@ -101,18 +103,19 @@ fn visit(proxy: &Proxy<'_>, pod: &Pod, port: u16, done: &AtomicBool) -> Result<V
         setsockopt(&sink.rtp, sockopt::ReceiveTimestampns, &true)?;
     }
     let mut found = Vec::new();
-    while !done.load(Ordering::Acquire) {
+    while !done.load(Ordering::Acquire) && found.len() < MOST {
         let sink = &sinks[found.len() % PORTS];
         sink.drain()?;
         let start = now()?;
-        let session = proxy.play("bench", pod, sink)?;
+        let mut session = proxy.play("bench", pod, sink)?;
         let first = first_stamp(sink, MsgFlags::empty())?;
         if first.is_none() && done.load(Ordering::Acquire) {
             // The stream has ended meanwhile.
             break;
         }
         let first = first.context("no packet in half a second")?;
-        drop(session);
+        // Without it the leg would outlive the connection, and its packets be taken for those of this port's next visitor.
+        session.teardown(&proxy.url("bench", pod))?;
         ensure!(first >= start, "a packet from before the join");
         found.push((first - start) as f64 / 1_000.0);
     }

@@ -20,7 +20,7 @@ use super::tap::{Sums, Tap};
 use super::topology::{Overflows, Pod, Received, Topology, waiting};
 
 /// Copies of one run that a sink keeps for inspection: about one in so many.
-const SAMPLE: u16 = 128;
+const SAMPLE: u16 = 64;
 /// Room for what a run's sample weighs.
 const SINK_BUFFER: usize = 64 << 20;
 

@@ -22,7 +22,7 @@ const PODS: usize = 64;
 const STEPS: [(usize, usize); 5] = [(64, 0), (64, 1), (64, 16), (1_000, 0), (1_000, 4)];
 /// Viewers that come and go before the first look, until tables of what departed lately have their size, and between
 /// the two.
-const CYCLES: (usize, usize) = (6_000, 10_000);
+const CYCLES: (usize, usize) = (12_000, 10_000);
 const UNIT: &str = "bytes";
 
 /// What one process holds.

@@ -102,11 +102,15 @@ impl<'a> Proxy<'a> {
         Ok(viewer)
     }
 
+    /// A stream as a pod finds it.
+    pub(crate) fn url(&self, name: &str, pod: &Pod) -> String {
+        format!("rtsp://{}:{}/{name}", pod.host, self.rtsp)
+    }
+
     /// A viewer in a pod joins by whole RTSP calls.
     pub(crate) fn play(&self, name: &str, pod: &Pod, sink: &Sink) -> Result<Rtsp> {
-        let server = SocketAddrV4::new(pod.host, self.rtsp);
-        let mut viewer = connect(&pod.node, server)?;
-        viewer.play(&format!("rtsp://{server}/{name}"), sink.port())?;
+        let mut viewer = connect(&pod.node, SocketAddrV4::new(pod.host, self.rtsp))?;
+        viewer.play(&self.url(name, pod), sink.port())?;
         Ok(viewer)
     }
 

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 const SDP: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=bench\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n\
                    m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
 
-/// A session; it ends with its connection.
+/// A session; it ends with its connection, or some time after it.
 #[derive(Debug)]
 pub struct Rtsp(Connection);
 
@@ -48,6 +48,12 @@ impl Rtsp {
         let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
         self.0.request("SETUP", &format!("{url}/trackID=0"), &[("Transport", &transport)], "")?.ok()?;
         self.0.request("PLAY", url, &[("Range", "npt=0.000-")], "")?.ok()?;
+        Ok(())
+    }
+
+    /// Ends what was played; when this returns the last copy is on its way.
+    pub fn teardown(&mut self, url: &str) -> anyhow::Result<()> {
+        self.0.request("TEARDOWN", url, &[], "")?.ok()?;
         Ok(())
     }
 }
