@@ -5,14 +5,15 @@ use std::fs;
 use std::path::Path;
 
 use super::Outcome;
+use crate::kernel::batching::room::POLL;
 use crate::kernel::counters;
 use crate::kernel::device;
 use crate::kernel::pins::{self, Pins};
 use crate::kernel::privileges;
 use crate::kernel::probe::{self, Answer};
 
-/// Packets that one CPU's backlog takes before it drops: 256 legs times bursts of 32.
-const BACKLOG: u64 = 8_192;
+/// Packets that one CPU's backlog is to take before it drops: the copies of one poll for 256 viewers.
+const BACKLOG: u64 = 256 * POLL;
 /// What the workers ask for (`protocols.md` 10).
 const RECEIVE_BUFFER: u64 = 8 << 20;
 

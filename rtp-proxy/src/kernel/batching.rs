@@ -15,7 +15,7 @@ use msm_fastpath::progress::Pace;
 
 use super::share::FlowId;
 
-pub(super) mod room;
+pub(crate) mod room;
 
 use room::{Load, Losses, Obstacle};
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Packets that the ring of a veth holds (`VETH_RING_SIZE`).
 const RING: f64 = 256.0;
 /// Packets of one poll (`NAPI_POLL_WEIGHT`): merged they are fewer, but a packet of every flow is merged with none.
-const POLL: u64 = 64;
+pub(crate) const POLL: u64 = 64;
 /// What `net.core.netdev_max_backlog` is where nobody set it; a network namespace cannot read it.
 pub(in crate::kernel) const BACKLOG: u64 = 1_000;
 /// What is advised at least.
