@@ -1,6 +1,4 @@
 //! What a control plane is told before it starts. Plain data; whoever embeds it fills it in.
-//!
-//! Defaults are those of `protocols.md` section 10, quoted in `docs/protocols/rtsp.md`.
 
 use std::time::Duration;
 
@@ -89,7 +87,7 @@ pub struct UserConfig {
     pub credentials: Credentials,
 }
 
-/// Times of `protocols.md` section 10.
+/// How long sessions, sources and what nobody uses live.
 #[derive(Debug, Clone)]
 pub struct Times {
     /// `timeout=` that viewers and publishers are told.
@@ -147,7 +145,7 @@ impl Default for Times {
     }
 }
 
-/// Bounds of `protocols.md` section 10.
+/// How much of everything one peer and all together may hold.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Of an anonymous peer address: a video wall is one address.

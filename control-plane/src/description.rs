@@ -63,7 +63,7 @@ impl Description {
             .collect()
     }
 
-    /// The body that viewers get (`protocols.md` 7). `hidden`: hosts of the source that must not appear.
+    /// The body that viewers get (`docs/protocols/rtsp.md`, Session descriptions). `hidden`: hosts of the source that must not appear.
     pub(crate) fn for_viewer(
         &self,
         session_id: u64,

@@ -47,7 +47,7 @@ pub enum ConnEnd {
     Asked,
     /// The peer broke the protocol; the conn has answered what could be answered.
     Protocol(String),
-    /// A limit of `protocols.md` 10 ended it: name of the limit.
+    /// A limit (`docs/protocols/rtsp.md`, Limits) ended it; its name.
     Limit(&'static str),
     /// The operating system's words.
     Io(String),

@@ -24,17 +24,17 @@ use check::Problems;
 /// Prefix of every environment variable.
 pub const ENV_PREFIX: &str = "MSM_";
 
-/// RTSP's alternative port, usable without privilege (`design.md`, Ports).
+/// RTSP's alternative port, usable without privilege.
 pub const DEFAULT_RTSP_PORT: u16 = 8554;
 /// Admin port, this host only.
 pub const DEFAULT_ADMIN_PORT: u16 = 8081;
-/// Ports of media (`design.md`, Ports).
+/// Ports of media, even and odd for RTP and RTCP: below the range that systems give to clients.
 pub const DEFAULT_RTP_PORTS: RangeInclusive<u16> = 8060..=8187;
-/// Enforced session timeout (`protocols.md` 10).
+/// Enforced session timeout, the default of RFC 2326 12.37.
 pub const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Viewers are told this much less than is enforced (`protocols.md` 10).
+/// Viewers are told this much less than is enforced: some send their keep-alive at the last moment.
 pub const SESSION_MARGIN: Duration = Duration::from_secs(5);
-/// Upstream linger (`protocols.md` 10).
+/// How long a camera is kept after its last viewer: the next one starts without waiting for it.
 pub const DEFAULT_LINGER: Duration = Duration::from_secs(5);
 /// Enough for a thousand viewers and their tools; each costs a descriptor and a few KiB.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;

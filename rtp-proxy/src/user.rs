@@ -104,7 +104,7 @@ impl Default for WorkerConfig {
             player_port: 8060,
             player_addresses: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
             input_ports: 8062..=8187,
-            // protocols.md section 10.
+            // Many key frames, so that a worker which the system lets wait loses nothing.
             receive_buffer: 8 << 20,
             send_buffer: 4 << 20,
         }

@@ -1,7 +1,7 @@
 //! The one place that decides whether a test may run: privileges, programs, and what their absence means.
 //!
 //! A missing one skips with a printed reason on a developer's machine and fails where `CI` is set
-//! (`style.md` 3.9): a skipped test is never reported as passed there.
+//! (`CONTRIBUTING.md`): a skipped test is never reported as passed there.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;

@@ -61,7 +61,7 @@ fn a_rebooted_camera_continues_every_leg_at_the_next_sequence_number() {
     ground.judge().unwrap();
 }
 
-/// The mutations of protocols.md 2.6 that stop players, one after the other, under both players.
+/// What stops players when a source starts again, one change after the other, under both players.
 #[test]
 fn ffmpeg_and_rtspsrc_decode_on_when_ssrc_sequence_and_timestamp_change() {
     if !granted("splice", &[Need::Program("ffmpeg"), Need::Program("gst-launch-1.0")]) {

@@ -1,4 +1,4 @@
-//! Publishers: ANNOUNCE, SETUP `mode=record`, RECORD (`protocols.md` 1.7). A publisher that comes back to
+//! Publishers: ANNOUNCE, SETUP `mode=record`, RECORD. A publisher that comes back to
 //! its path resumes the stream, whose legs have waited.
 
 use std::time::{Duration, Instant};

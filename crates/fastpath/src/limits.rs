@@ -1,14 +1,11 @@
 //! Bounds shared by kernel and user space: map capacities and loop limits.
 
 /// Segments of one super-packet that are looked at. `UDP_SEGMENT` accepts up to 128 per send since
-/// kernel 6.x (older kernels 64); a packet with more goes to user space, counted.
+/// Linux 6.9 (64 before); a packet with more goes to user space, counted.
 pub const MAX_SEGMENTS: u32 = 128;
 
 /// Slots of one group, those of departed legs included.
 pub const MAX_LEGS: u32 = 512;
-
-/// Legs that a plain loop walks; more use the kernel's loop helper.
-pub const MAX_UNROLLED_LEGS: u32 = 16;
 
 /// Default capacity of the flow map and of the flow statistics.
 pub const FLOWS: u32 = 16_384;

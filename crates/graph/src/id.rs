@@ -1,4 +1,4 @@
-//! Identifiers. Assigned once, never reused, never derived from an address (`features.md` M45).
+//! Identifiers. Assigned once, never reused, never derived from an address.
 
 use std::fmt;
 

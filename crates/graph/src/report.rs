@@ -68,7 +68,7 @@ pub enum Report {
 /// Why a leg ended by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LegFailure {
-    /// The interleaved connection took no byte for too long (`protocols.md` 10, stuck writer).
+    /// The interleaved connection took no byte for too long (`docs/protocols/rtsp.md`, Limits).
     StuckWriter,
     /// The viewer's host said three times that nobody listens, and no RTCP came (SEC-28).
     Unreachable,

@@ -71,7 +71,7 @@ pub struct InputRow {
     /// How and from where.
     pub encap: Encap,
     /// SSRC announced by the source, an admission check once two packets agreed with it; sources lie
-    /// about it (`protocols.md` 1.8), so the first packets decide.
+    /// about it (`docs/protocols/rtsp.md`), so the first packets decide.
     pub ssrc: Option<u32>,
     /// Whether the source speaks AVPF, so that PLI and FIR may be sent to it (RTP-25).
     pub feedback: bool,

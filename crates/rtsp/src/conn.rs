@@ -41,11 +41,11 @@ mod tests;
 pub enum Role {
     /// Viewers and publishers connected to us: requests in, responses out. Parsed strictly (SEC-9).
     Server,
-    /// We dialled a camera: requests out, responses in. Parsed tolerantly (protocols.md 1.8).
+    /// We dialled a camera: requests out, responses in. Parsed tolerantly (`docs/protocols/rtsp.md`, Messages).
     Client,
 }
 
-/// Bounds of one connection (protocols.md section 10).
+/// Bounds of one connection (`docs/protocols/rtsp.md`, Limits).
 #[derive(Debug, Clone)]
 pub struct ConnLimits {
     /// Bounds of heads, bodies and frames.
@@ -404,7 +404,7 @@ impl Conn {
         self.queue_message(write::response(&response), now);
     }
 
-    /// Answers bad input in its turn (protocols.md section 11). A camera gets no answer.
+    /// Answers bad input in its turn (`docs/protocols/rtsp.md`, Messages). A camera gets no answer.
     fn reject(&mut self, error: ParseError, cseq: Option<u32>, now: Instant) -> ConnEvent {
         let (status, closing) = (error.status(), error.is_fatal());
         self.counters.rejected += 1;

@@ -26,7 +26,7 @@ pub enum Strictness {
     Upstream,
 }
 
-/// Bounds of what is parsed (protocols.md section 10), in bytes where not said otherwise.
+/// Bounds of what is parsed (`docs/protocols/rtsp.md`, Limits), in bytes where not said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParseLimits {
     /// Request or status line without its line end.
@@ -70,7 +70,7 @@ pub struct ParseError {
 }
 
 impl ParseError {
-    /// What the sender of the bytes gets (protocols.md section 11).
+    /// What the sender of the bytes gets (`docs/protocols/rtsp.md`, Messages).
     pub fn status(&self) -> Status {
         self.rule.status()
     }
@@ -99,7 +99,7 @@ macro_rules! rules {
                 match self { $(Self::$name => $text,)* }
             }
 
-            /// The status it is answered with (protocols.md section 11).
+            /// The status it is answered with (`docs/protocols/rtsp.md`, Messages).
             pub fn status(self) -> Status {
                 match self { $(Self::$name => Status::$status,)* }
             }

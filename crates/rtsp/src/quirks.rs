@@ -1,4 +1,4 @@
-//! Policies for what sources and publishers get wrong (`protocols.md` 1.8).
+//! Policies for what sources and publishers get wrong.
 //!
 //! Most rows of that table need no policy: the parsers accept what is sent. Those that need a choice are
 //! named here, each with the makes and models it exists for. Where one behaviour serves every source it is
@@ -58,7 +58,7 @@ pub enum SetupReplyPolicy {
     /// At once.
     #[default]
     Immediate,
-    /// After [`SLOW_SETUP_DELAY`]: rtspclientsink can lose a very fast answer (`protocols.md` 1.7).
+    /// After [`SLOW_SETUP_DELAY`]: rtspclientsink can lose a very fast answer.
     Delayed,
 }
 

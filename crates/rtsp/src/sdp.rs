@@ -2,8 +2,8 @@
 //!
 //! A description is kept as its lines: an edit replaces, removes or adds lines and leaves the others as the
 //! source wrote them, non-UTF-8 included. [`Sdp::tracks`] says what the lines mean; [`Sdp::for_viewer`]
-//! makes the description that our clients see. Sources break the grammar in every way (`protocols.md`
-//! 1.8), so reading is lenient; sizes are not (SDP-7).
+//! makes the description that our clients see. Sources break the grammar in every way (`docs/protocols/rtsp.md`,
+//! Session descriptions), so reading is lenient; sizes are not (SDP-7).
 
 use thiserror::Error;
 
@@ -17,7 +17,7 @@ mod media;
 #[cfg(test)]
 mod tests;
 
-/// Most bytes of a description (`protocols.md` 10).
+/// Most bytes of a description (`docs/protocols/rtsp.md`, Session descriptions).
 pub const MAX_SDP_LEN: usize = 64 * 1024;
 
 /// Most media of a description.
@@ -67,7 +67,7 @@ impl Sdp {
     /// dropped, blanks around a line are cut.
     ///
     /// # Errors
-    /// The limits of `protocols.md` 10, and bodies that are no SDP at all.
+    /// Bodies beyond the limits of `docs/protocols/rtsp.md`, and bodies that are no SDP at all.
     pub fn parse(body: &[u8]) -> Result<Self, SdpError> {
         lines::parse(body)
     }

@@ -3,7 +3,7 @@
 //! Owns which method is allowed in which state, what it leads to, and how long a session lives without a
 //! sign of life. It knows neither streams nor sockets: [`ServerSession::handle_request`] returns the next
 //! [`Step`] as data, its owner performs it, reports success with [`ServerSession::set_up`],
-//! [`ServerSession::started`] and the like, and only then answers (`protocols.md` 1.3).
+//! [`ServerSession::started`] and the like, and only then answers.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ pub fn make_session_id(random: [u8; 16]) -> String {
 pub enum Role {
     /// A viewer's.
     Play,
-    /// A publisher's (`protocols.md` 1.7).
+    /// A publisher's.
     Record,
 }
 
@@ -205,7 +205,7 @@ impl ServerSession {
                 (Role::Play, true) => Step::Start,
             },
             Method::Record => match self.role {
-                // Every announced media first (`protocols.md` 1.7).
+                // Every announced media first.
                 Role::Record if self.media.len() >= self.announced => Step::Record,
                 _ => self.wrong_state(),
             },

@@ -20,7 +20,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-/// Longest request-URI accepted, in bytes; a longer one is `414` (`protocols.md` 10: request line 2112 B).
+/// Longest request-URI accepted, in bytes; a longer one is `414`, as is a request line of more than 2112 bytes.
 pub const MAX_URL_LEN: usize = 2048;
 
 /// Default port of `rtsp://` (RFC 2326 section 3.2).
@@ -306,7 +306,7 @@ impl ResourceUrl {
     /// Which media a SETUP names, given the URL of the DESCRIBE or ANNOUNCE (`self`) and the `a=control`
     /// of every media in order: `streamid=0` of ffmpeg, `stream=0` of rtspclientsink, anything else, joined
     /// in either dialect, with an optional slash at the end; absolute controls; the aggregate URL where
-    /// there is one media (RTSP-30, `protocols.md` 1.7).
+    /// there is one media (RTSP-30).
     pub fn media_index(&self, controls: &[Option<&str>], setup: &Self) -> Option<usize> {
         let matches = |control: Option<&str>| {
             let control = control.map_or("", |c| c.trim());

@@ -14,7 +14,7 @@ use crate::kernel::probe::{self, Answer};
 
 /// Packets that one CPU's backlog is to take before it drops: the copies of one poll for 256 viewers.
 const BACKLOG: u64 = 256 * POLL;
-/// What the workers ask for (`protocols.md` 10).
+/// What the workers ask for, as `user::Settings` has it.
 const RECEIVE_BUFFER: u64 = 8 << 20;
 
 /// How a check came out.

@@ -1,7 +1,7 @@
 //! A pair of ports that cameras and publishers send to.
 //!
 //! Owns the sockets, their receive tasks, and who is served by them: at most one track per camera address,
-//! so that the range of ports lasts for many cameras (`design.md`, Ports). A datagram is told apart by its
+//! so that the range of ports lasts for many cameras. A datagram is told apart by its
 //! source address alone; whether its port and content are admitted is the stream's business.
 
 use std::cell::{Cell, RefCell};

@@ -22,8 +22,8 @@ pub(crate) use send::{
     was_pending_error,
 };
 
-/// Datagrams of one receive call, and at most that many segments in one send (`performance.md` 1.4:
-/// senders stay at 64, older kernels stop there).
+/// Datagrams of one receive call, and at most that many segments in one send (Linux before
+/// 6.9 takes no more, `UDP_MAX_SEGMENTS`).
 pub(crate) const BATCH: usize = 64;
 /// Largest payload of one UDP send over IPv4.
 pub(crate) const MAX_SEND: usize = 65_507;
@@ -121,7 +121,7 @@ pub(crate) struct Run {
     pub(crate) size: u16,
 }
 
-/// Splits pieces into runs, in order (`performance.md` 2.2 (11)).
+/// Splits pieces into runs, in order: equal sizes in one segmented send, the last may be shorter.
 pub(crate) fn split_runs(pieces: &[Piece], runs: &mut Vec<Run>) {
     runs.clear();
     let mut total = 0usize;

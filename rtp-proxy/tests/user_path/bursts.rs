@@ -14,7 +14,7 @@ fn super_packets_come_in_and_go_out_whole() {
         let armed = lab.begin_arm(leg).await;
         let mut seq = 0;
         let mut sent = Vec::new();
-        // Sizes of `performance.md` 2.3, trap 1: each with a shorter last segment.
+        // Around the limits of the kernel's segmentation: each with a shorter last segment.
         for count in [1u16, 2, 63, 64, 33] {
             let burst: Vec<_> = (0..count)
                 .map(|i| rtp(seq + i, u32::from(seq + i), 9, if i + 1 == count { 90 } else { 172 }))

@@ -1,4 +1,5 @@
-//! Documents are tested: files, commands, options, metrics and environment variables they name exist.
+//! Documents are tested: files, commands, options, metrics and environment variables they name exist. So do
+//! the documents that comments name.
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +53,33 @@ pub(super) fn check() -> Result<Vec<String>> {
             }
         }
     }
+    for path in super::files(&[".rs"])? {
+        let name = path.to_string_lossy().into_owned();
+        for (number, document) in cited(&std::fs::read_to_string(&path)?) {
+            if !repository.has_file(&name, &document) {
+                problems.push(format!("{name}:{number}: there is no document {document}"));
+            }
+        }
+    }
     Ok(problems)
+}
+
+/// Documents that comments name, with line numbers.
+fn cited(text: &str) -> Vec<(usize, String)> {
+    let comments = text
+        .lines()
+        .enumerate()
+        .filter_map(|(number, line)| line.split_once("//").map(|(_, comment)| (number + 1, comment)));
+    comments
+        .flat_map(|(number, comment)| {
+            let words = comment.split(|c: char| !c.is_ascii_alphanumeric() && !b"_-./".contains(&(c as u8)));
+            words
+                .map(|word| word.trim_end_matches('.'))
+                .filter(|word| Path::new(word).extension().is_some_and(|ending| ending == "md"))
+                .map(|word| (number, word.to_owned()))
+                .collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// Code spans and lines of code blocks, with line numbers.
@@ -223,6 +250,18 @@ mod tests {
         ] {
             assert_eq!(repository().judge("README.md", code).len(), 1, "{code}");
         }
+    }
+
+    #[test]
+    fn documents_are_found_in_comments_only() {
+        // `#` for a slash: this file is checked too.
+        let text = "##! See `docs/interop.md`, 3.\nlet a = \"b.md\"; ## as (gone.md).\n### A `.md` file.\n";
+        assert_eq!(
+            cited(&text.replace('#', "/")),
+            [(1, "docs/interop.md".to_owned()), (2, "gone.md".to_owned())]
+        );
+        assert!(repository().has_file("a/b.rs", "docs/interop.md"));
+        assert!(!repository().has_file("a/b.rs", "gone.md"));
     }
 
     #[test]

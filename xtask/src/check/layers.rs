@@ -1,4 +1,4 @@
-//! Which crate may use which (`style.md` 2.1): compared with what cargo resolves.
+//! Which crate may use which (`ARCHITECTURE.md`): compared with what cargo resolves.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-/// Crates without unsafe code (`style.md` 3.8), by folder.
+/// Crates without unsafe code, by folder.
 const NO_UNSAFE: [&str; 6] =
     ["crates/media", "crates/rtsp", "crates/graph", "crates/runtime", "control-plane", "xtask"];
 /// Crates without a clock, whose `clippy.toml` replaces the root's.

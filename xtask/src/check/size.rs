@@ -1,4 +1,4 @@
-//! Files stay near 500 lines (`style.md` 3.4): tests and tables are exempt, state machines by name.
+//! Files stay near 500 lines (`CONTRIBUTING.md`): tests and tables are exempt, state machines by name.
 
 use anyhow::Result;
 

@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn the_bounds_of_a_super_packet_hold() {
-    // performance.md 2.3, traps 1 and 2: 1, 2, 63, 64, 65, 127, 128 segments and a short last one.
+    // Around the limits of the kernel's segmentation (64 before Linux 6.9, 128 since): 1, 2, 63, 64, 65, 127, 128 segments and a short last one.
     for n in [1, 2, 63, 64, 65, 127, 128] {
         let full = Segments::new(n * 172, 172).unwrap();
         assert_eq!(full.count(), n);

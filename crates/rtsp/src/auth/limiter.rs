@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Failures per minute, address and user after which attempts are refused unseen (`protocols.md` 10).
+/// Failures per minute, address and user after which attempts are refused unseen (`docs/protocols/rtsp.md`, Authentication).
 pub const MAX_FAILURES_PER_MINUTE: u32 = 10;
 
 const WINDOW: Duration = Duration::from_mins(1);

@@ -14,7 +14,7 @@ use super::{
 use crate::message::Method;
 use crate::url::RequestTarget;
 
-/// Failed attempts on one connection after which it is closed (`protocols.md` 10).
+/// Failed attempts on one connection after which it is closed (`docs/protocols/rtsp.md`, Authentication).
 pub const MAX_FAILURES: u8 = 3;
 
 /// Life of a nonce (RTSP-37).

@@ -6,7 +6,7 @@ fn info(url: &str, seq: Option<u16>, rtptime: Option<u32>) -> RtpInfo {
     RtpInfo { url: url.to_owned(), seq, rtptime }
 }
 
-/// RTSP-25, values of protocols.md 1.8.
+/// RTSP-25, values as real servers send them.
 #[test]
 fn session_of_cameras_is_read_as_they_send_it() {
     for (value, id, seconds) in [

@@ -231,7 +231,7 @@ fn body_is_exactly_as_long_as_declared() {
     assert!(request("OPTIONS * RTSP/1.0\r\nCSeq: 1\r\nContent-Length: 0\r\n\r\n").body.is_empty());
 }
 
-/// What protocols.md 1.8 says of cameras, and what is like it.
+/// What real cameras send, and what is like it.
 #[test]
 fn sloppy_cameras_are_understood() {
     let answer = response(

@@ -1,4 +1,4 @@
-//! The description that our clients see (`protocols.md` 7).
+//! The description that our clients see (`docs/protocols/rtsp.md`, Session descriptions).
 
 use std::net::IpAddr;
 

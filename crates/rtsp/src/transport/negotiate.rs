@@ -23,7 +23,7 @@ pub enum LowerPolicy {
 /// How the RTSP connection itself is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LinkSecurity {
-    /// Plain RTSP: SAVP is refused, its keys would travel in clear (`protocols.md` 1.7).
+    /// Plain RTSP: SAVP is refused, its keys would travel in clear.
     Clear,
     /// RTSPS: plain RTP over UDP is refused.
     Tls,

@@ -122,7 +122,6 @@ fn the_first_supported_transport_is_taken() {
     assert_eq!(take("RTP/AVPF;client_port=7", LowerPolicy::Any), Ok(0));
 }
 
-/// `protocols.md` 1.7.
 #[test]
 fn a_tls_connection_refuses_plain_udp() {
     let policy = TransportPolicy { link: LinkSecurity::Tls, ..TransportPolicy::default() };

@@ -136,7 +136,7 @@ fn clients_of_either_dialect_name_the_track_we_wrote() {
     assert_eq!(content_base("rtsp://h/cam?x=1", local), "rtsp://h/cam?x=1/");
 }
 
-/// `protocols.md` 1.7, case 17.
+/// ffmpeg and GStreamer as publishers.
 #[test]
 fn publishers_controls_are_found_in_either_dialect() {
     let controls = [Some("streamid=0"), Some("streamid=1")];
