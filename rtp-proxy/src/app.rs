@@ -271,7 +271,17 @@ fn take_over(
 
 /// Lets the next program in. Without a door everything else works.
 fn open_door(config: &Config, replaces: bool, requests: mpsc::Sender<Request>) -> Option<Door> {
-    let path = config.handover.as_deref()?;
+    let Some(path) = config.handover.as_deref() else {
+        if !config.handover_off {
+            let user = kernel::privileges::user();
+            warn!(
+                event = "handover.unavailable",
+                "planned upgrades are not possible: no place for their socket, since {user} is not root and \
+                 XDG_RUNTIME_DIR is not set; --handover PATH names one, --handover off stops this line"
+            );
+        }
+        return None;
+    };
     match door::open(path, replaces, requests) {
         Ok(door) => Some(door),
         Err(error) => {

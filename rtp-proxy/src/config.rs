@@ -63,6 +63,8 @@ pub struct Config {
     pub drain: Duration,
     /// Unix socket at which the next program takes over, and at which this one does; `None`: neither.
     pub handover: Option<PathBuf>,
+    /// Whether there is to be no socket: `off`, or no port that it could be named after.
+    pub handover_off: bool,
     /// Whether to take over from the proxy that runs, if one does.
     pub take_over: bool,
     /// Which lines are logged.
@@ -87,6 +89,7 @@ impl Default for Config {
             workers: None,
             drain: Duration::ZERO,
             handover: None,
+            handover_off: false,
             take_over: false,
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
@@ -223,6 +226,7 @@ impl Config {
     /// The door of planned upgrades: one per RTSP port, so that several proxies of a machine keep apart.
     fn read_handover(&mut self, given: &Given, directories: &[Option<String>; 2], problems: &mut Problems) {
         self.take_over = given.raw.take_over;
+        self.handover_off = given.raw.handover.as_deref() == Some(NO_HANDOVER) || self.rtsp.port() == 0;
         self.handover = match given.raw.handover.as_deref() {
             Some(NO_HANDOVER) => None,
             Some(path) => Some(PathBuf::from(path)),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::camera::{Stage, Transport};
 use msm_tests::privilege::{Need, granted};
-use msm_tests::process::{Scratch, output};
+use msm_tests::process::{Launch, Process, Scratch, output};
 use msm_tests::proxy::{Options, program};
 use rtp_proxy::commands::uninstall;
 use serde_json::Value;
@@ -57,11 +57,26 @@ impl Ground {
 
     /// What doctor says to the user.
     fn doctor(&self) -> Result<String> {
+        self.said("doctor")
+    }
+
+    /// What a command says to the user.
+    fn said(&self, verb: &str) -> Result<String> {
         let through = through();
         let (setpriv, arguments) = through.split_first().context("setpriv")?;
         let mut command = self.scene.node.command(setpriv);
-        command.args(arguments).arg(&self.binary).arg("doctor").arg("--bpffs").arg(self.scene.bpffs.path());
+        command.args(arguments).arg(&self.binary).arg(verb).arg("--bpffs").arg(self.scene.bpffs.path());
         Ok(String::from_utf8_lossy(&command.output()?.stdout).into_owned())
+    }
+
+    /// A proxy of the user, who has no directory for running programs.
+    fn bare(&self, name: &str, flags: &[&str]) -> Result<Process> {
+        let through = through();
+        let (setpriv, arguments) = through.split_first().context("setpriv")?;
+        let bare = ["env", "-u", "XDG_RUNTIME_DIR", "-u", "RUNTIME_DIRECTORY"];
+        let proxy = [self.binary.display().to_string(), "standalone".to_owned()];
+        let launch = Launch::inside(name, Some(&self.scene.node), setpriv).args(arguments).args(bare);
+        launch.args(&proxy).args(flags).start(self.scratch.path())
     }
 
     /// The line with `mark` whose text contains `what`, and the fix below it.
@@ -203,4 +218,38 @@ fn without_capabilities_the_workers_carry_everything_and_the_reason_is_printed()
     }
     ensure!(house.scene.pins().is_none(), "nothing was pinned");
     house.proxy.terminate(LIMIT)
+}
+
+#[test]
+fn a_user_is_told_what_it_may_not_see_and_that_there_is_no_place_for_the_socket_of_upgrades() -> Result<()> {
+    let test = "a_user_is_told_what_it_may_not_see_and_that_there_is_no_place_for_the_socket_of_upgrades";
+    let Some(ground) = Ground::new(test)? else { return Ok(()) };
+    let status = ground.said("status")?;
+    let why = format!("nobody may not look into {}/msm/", ground.scene.bpffs.path().display());
+    ensure!(
+        status.contains("no proxy answers") && status.contains(&why) && status.contains("as root"),
+        "{status}"
+    );
+    ensure!(!status.contains("none left anything"), "nobody knows that: {status}");
+    let uninstall = ground.said("uninstall")?;
+    ensure!(uninstall.contains(&why) && !uninstall.contains("nothing to remove"), "{uninstall}");
+    // With a look at it both say what they said before.
+    fs::set_permissions(ground.scene.bpffs.path(), fs::Permissions::from_mode(0o755))?;
+    let (status, uninstall) = (ground.said("status")?, ground.said("uninstall")?);
+    ensure!(status.contains("and none left anything"), "{status}");
+    ensure!(uninstall == "nothing to remove\n", "{uninstall}");
+
+    let unavailable = "handover.unavailable";
+    let mut proxy = ground.bare("bare", &[])?;
+    let line = proxy.wait_for_line(unavailable, LIMIT)?;
+    for part in ["nobody is not root", "XDG_RUNTIME_DIR", "--handover PATH"] {
+        ensure!(line.contains(part), "{part}: {line}");
+    }
+    proxy.kill();
+    let mut proxy = ground.bare("off", &["--handover", "off"])?;
+    proxy.wait_for_line("kernel.off", LIMIT)?;
+    proxy.signal(nix::sys::signal::Signal::SIGTERM);
+    proxy.wait(LIMIT)?;
+    ensure!(!proxy.log().contains(unavailable), "it was asked for: {}", proxy.log());
+    Ok(())
 }

@@ -36,8 +36,16 @@ pub fn run(admin: SocketAddr, bpffs: &Path) -> Outcome {
     for one in &found {
         text.push_str(&describe_pins(one));
     }
-    if asked.is_err() && found.is_empty() {
-        let _ = writeln!(text, "and none left anything in {}", bpffs.display());
+    // Who runs without privileges has nothing there.
+    let on = asked.as_ref().map_or(true, |document| document["kernel"]["on"] == true);
+    match pins::may_look(bpffs) {
+        Err(why) if on => {
+            let _ = writeln!(text, "what proxies left in the kernel cannot be seen: {why}");
+        }
+        Ok(()) if asked.is_err() && found.is_empty() => {
+            let _ = writeln!(text, "and none left anything in {}", bpffs.display());
+        }
+        _ => {}
     }
     Outcome { text, ok: asked.is_ok() }
 }
@@ -74,9 +82,11 @@ fn describe(document: &Value) -> String {
         let _ = writeln!(text, "fast path off: {}", word(kernel, "reason"));
     }
     for interface in list(kernel, "interfaces") {
+        let merged = batching(interface.get("batching").unwrap_or(&Value::Null));
         let more = match interface.get("reason").and_then(Value::as_str) {
-            Some(reason) => format!(" {reason}"),
-            None => batching(interface.get("batching").unwrap_or(&Value::Null)),
+            Some(reason) if merged.is_empty() => format!(" {reason}"),
+            Some(reason) => format!("{merged}  ({reason})"),
+            None => merged,
         };
         let line = format!("  {:<16} {:<5}{more}", word(interface, "name"), word(interface, "rung"));
         let _ = writeln!(text, "{}", line.trim_end());
@@ -221,6 +231,9 @@ mod tests {
                 {"name": "eth0", "rung": "tcx", "reason": null},
                 {"name": "veth3", "rung": "tcx", "reason": null, "batching":
                     {"on": true, "burst": 31.96, "since_seconds": 4, "reason": null}},
+                {"name": "eth1", "rung": "tc", "reason": "tcx: --max-rung tc", "batching":
+                    {"on": false, "burst": 1.0, "since_seconds": null, "reason": null}},
+                {"name": "eth2", "rung": "tc", "reason": "tcx: --max-rung tc", "batching": null},
                 {"name": "tun0", "rung": "user", "reason": "tun0 has no Ethernet headers"}],
                 "former_viewers": [{"to": "10.0.0.6:5004", "packets": 70, "bytes": 9000}]},
             "streams": [{"name": "door", "state": "active", "source": {"transport": "udp", "peer": "10.0.0.9:554"},
@@ -234,6 +247,8 @@ mod tests {
             "fast path on\n\
              \x20 eth0             tcx\n\
              \x20 veth3            tcx   bursts of 32.0 packets merged for 4 s\n\
+             \x20 eth1             tc    bursts of 1.0 packets  (tcx: --max-rung tc)\n\
+             \x20 eth2             tc    tcx: --max-rung tc\n\
              \x20 tun0             user  tun0 has no Ethernet headers\n\
              \x20 10.0.0.6:5004          from before the restart, not set up again: 70 packets\n\
              door  active  from udp 10.0.0.9:554  2 viewers (1 tcx, 1 user)\n\

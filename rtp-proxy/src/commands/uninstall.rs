@@ -28,7 +28,10 @@ pub fn run(bpffs: &Path) -> Outcome {
     let swept = undo::sweep(bpffs);
     nothing &= swept == undo::Removed::default();
     ok &= write(&mut text, &swept);
-    if nothing {
+    if let Err(why) = pins::may_look(bpffs) {
+        ok = false;
+        let _ = writeln!(text, "× what proxies left cannot be seen: {why}");
+    } else if nothing {
         text.push_str("nothing to remove\n");
     }
     Outcome { text, ok }

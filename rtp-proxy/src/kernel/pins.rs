@@ -361,6 +361,21 @@ pub struct Found {
     pub pins: Pins,
 }
 
+/// Whether [`find`] sees what is there.
+///
+/// # Errors
+/// Why not and what to do, in words, where this user may not look.
+pub fn may_look(bpffs: &Path) -> Result<(), String> {
+    let namespace = bpffs.join(FOLDER).join(netns());
+    match fs::read_dir(&namespace) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let user = privileges::user();
+            Err(format!("{user} may not look into {}; run this as root", namespace.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Every instance with pins in the calling thread's network namespace.
 pub fn find(bpffs: &Path) -> Vec<Found> {
     found_in(&bpffs.join(FOLDER).join(netns()))
