@@ -268,8 +268,17 @@ const LOAD: Load = Load { packet_bytes: 400, packets_per_second: 1_500, burst: 3
 
 #[test]
 fn a_planned_upgrade_under_kernel_legs_loses_nothing_and_counts_on() -> Result<()> {
-    let test = "a_planned_upgrade_under_kernel_legs_loses_nothing_and_counts_on";
-    let Some(mut house) = House::new(test, 0, &[], &[])? else { return Ok(()) };
+    upgraded("a_planned_upgrade_under_kernel_legs_loses_nothing_and_counts_on", "tcx")
+}
+
+#[test]
+fn a_planned_upgrade_under_legs_of_the_tc_rung_loses_nothing_and_counts_on() -> Result<()> {
+    upgraded("a_planned_upgrade_under_legs_of_the_tc_rung_loses_nothing_and_counts_on", "tc")
+}
+
+fn upgraded(test: &str, rung: &str) -> Result<()> {
+    let Some(mut house) = House::new(test, 0, &["--max-rung", rung], &[])? else { return Ok(()) };
+    let (links, filters) = if rung == "tcx" { (1, 0) } else { (0, 1) };
     let input = house.proxy.url_at(INPUT[0], "door");
     let output = house.proxy.url_at(OUTPUT[0], "door");
     let cameras = Cameras::publish(&[input], Transport::Udp, LOAD, Some(&house.scene.camera))?;
@@ -277,10 +286,10 @@ fn a_planned_upgrade_under_kernel_legs_loses_nothing_and_counts_on() -> Result<(
     for transport in [Transport::Udp, Transport::Udp, Transport::Udp, Transport::Tcp] {
         viewers.play(&output, transport, Some(&house.scene.viewer))?;
     }
-    let on_tcx = |proxy: &Proxy| {
-        wait_for("three legs on tcx", LIMIT, || {
+    let all_there = |proxy: &Proxy| {
+        wait_for(&format!("three legs on {rung}"), LIMIT, || {
             let legs = proxy.stream("door")?["legs"].as_array()?.clone();
-            (legs.iter().filter(|leg| leg["rung"] == "tcx").count() == 3).then_some(())
+            (legs.iter().filter(|leg| leg["rung"] == rung).count() == 3).then_some(())
         })
     };
     let counters = |proxy: &Proxy| -> Result<Vec<u64>> {
@@ -289,18 +298,20 @@ fn a_planned_upgrade_under_kernel_legs_loses_nothing_and_counts_on() -> Result<(
         Ok(legs.iter().map(|leg| leg["packets"].as_u64().unwrap_or_default()).collect())
     };
     for upgrade in 1..=3 {
-        on_tcx(&house.proxy)?;
+        all_there(&house.proxy)?;
         std::thread::sleep(Duration::from_millis(700));
         let (before, ids) = (counters(&house.proxy)?, house.scene.ids()?);
-        assert!(ids.len() >= 9, "eight maps and a link: {ids:?}");
+        assert!(ids.len() >= 8 + links, "eight maps, on tcx a link: {ids:?}");
         let stage = Stage::inside(house.scratch.path(), &house.scene.node);
         house.proxy.upgrade(stage, &format!("proxy-{upgrade}"))?;
         let after = counters(&house.proxy)?;
         assert_eq!(house.scene.ids()?, ids, "maps and links are the same ones after upgrade {upgrade}");
         assert_eq!(before.len(), after.len());
         assert!(before.iter().zip(&after).all(|(before, after)| before <= after), "{before:?} {after:?}");
+        let shown = house.scene.filters()?;
+        assert_eq!(shown.matches("handle 0x").count(), filters, "after upgrade {upgrade}: {shown}");
     }
-    on_tcx(&house.proxy)?;
+    all_there(&house.proxy)?;
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(cameras.unsent(), 0, "this machine did not send everything");
     let sent = cameras.stop();
@@ -315,5 +326,8 @@ fn a_planned_upgrade_under_kernel_legs_loses_nothing_and_counts_on() -> Result<(
         assert_eq!(account.packets, counted, "viewer {viewer}: by its counter and by itself");
         assert!(!viewers.is_closed(viewer), "viewer {viewer} was disconnected");
     }
-    house.proxy.terminate(LIMIT)
+    house.proxy.terminate(LIMIT)?;
+    let left = house.scene.filters()? + &house.scene.qdiscs()?;
+    assert!(!left.contains("handle 0x") && !left.contains("clsact"), "{left}");
+    Ok(())
 }
