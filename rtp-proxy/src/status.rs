@@ -63,7 +63,7 @@ pub struct Interface {
     pub name: String,
     /// What carries the media that comes in by it: `tcx`, `tc` or `user`.
     pub rung: &'static str,
-    /// Why it is not in the kernel; `null` if it is.
+    /// Why it is by no better one; `null` on `tcx`.
     pub reason: Option<String>,
     /// Whether bursts that come in by it are merged; `null` while the kernel forwards nothing of it.
     pub batching: Option<Batching>,
@@ -98,7 +98,7 @@ impl From<&Result<Vec<InterfaceStatus>, UserReason>> for Kernel {
         let interface = |status: &InterfaceStatus| Interface {
             name: status.interface.clone(),
             rung: status.rung.as_ref().map_or(Rung::User, |rung| *rung).as_str(),
-            reason: status.rung.as_ref().err().map(ToString::to_string),
+            reason: status.rung.as_ref().err().map(ToString::to_string).or_else(|| status.why.clone()),
             batching: status.batching.as_ref().map(Batching::from),
         };
         Self {

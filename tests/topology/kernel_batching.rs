@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::kernel_scene::{LIMIT, SSRC, Scene};
+use crate::kernel_versions::{is_replaced, of_another_version};
 
 /// Where camera and viewer reach the proxy, by address family: IPv4, IPv6.
 pub(crate) const INPUT: [&str; 2] = ["10.7.1.1", "fd07:1::1"];
@@ -298,6 +299,28 @@ fn a_planned_upgrade_keeps_bursts_merged_and_its_end_gives_the_interface_back() 
     house.is_whole()?;
     house.proxy.terminate(LIMIT)?;
     assert_eq!(settings(&house.scene)?, before);
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_to_another_layout_of_the_tables_keeps_bursts_merged_and_knows_what_was_before() -> Result<()> {
+    let test = "an_upgrade_to_another_layout_of_the_tables_keeps_bursts_merged_and_knows_what_was_before";
+    let Some(mut house) = House::watched(test, 0, &[], VIEWERS.into())? else { return Ok(()) };
+    let before = settings(&house.scene)?;
+    house.until_merged()?;
+    let merged = settings(&house.scene)?;
+    let other = of_another_version(&house.scene)?;
+    let stage = Stage::inside(house.scratch.path(), &house.scene.node);
+    house.proxy.upgrade(stage, "next")?;
+    is_replaced(&other, &mut house.proxy.process)?;
+    assert_eq!(settings(&house.scene)?, merged);
+    house.until("the next proxy to know of it", 32, |interface| interface["batching"]["on"] == true)?;
+    let log = house.proxy.process.log();
+    assert!(!log.contains("batching.changed"), "not switched off and on again: {log}");
+    house.is_whole()?;
+    house.proxy.terminate(LIMIT)?;
+    assert_eq!(settings(&house.scene)?, before, "SIGTERM gives the interface back");
+    assert_eq!(house.scene.pins(), None);
     Ok(())
 }
 

@@ -1,12 +1,13 @@
-//! Before anything is attached: the right to the instance, what others left, and the programs on old maps or
-//! new ones.
+//! The right to the instance, what others left, and the programs on old maps or new ones.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 use super::hop::{Rung, UserReason};
-use super::ladder::Pinning;
+use super::ladder::{Ladder, Pinning};
 use super::load::{Kernel, LoadError};
 use super::pins::{self, Found, Lock, Pins};
 use super::service::Settings;
@@ -16,6 +17,10 @@ use super::undo;
 /// Starts the name of an instance that no other process finds again.
 const PROCESS: &str = "pid-";
 static NAMELESS: AtomicU32 = AtomicU32::new(0);
+/// How soon the right to the instance is asked for again: until then nothing is attached for tables of another layout.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Why what an earlier process left is removed.
+const OTHER: &str = "it is another version's";
 
 /// What a start has in hand before anything is loaded.
 #[derive(Debug)]
@@ -46,7 +51,7 @@ impl Held {
             let stale = found.instance.starts_with(PROCESS) && Lock::take(&found.instance).is_ok();
             let other = found.instance == instance && found.abi != pins::abi();
             if other || (stale && found.instance != instance) {
-                let why = if other { "it is another version's" } else { "its process is gone" };
+                let why = if other { OTHER } else { "its process is gone" };
                 replaced(&undo::remove(&found), why);
             }
         }
@@ -89,8 +94,6 @@ impl Held {
     pub(super) fn pinning(&self, settings: &Settings) -> Pinning {
         if self.adopting {
             Pinning::Done(self.pins.clone())
-        } else if self.lock.is_none() && self.pins.has_all(&name::ALL) != Some(false) {
-            Pinning::No("the proxy before this one has its pins there".to_owned())
         } else if settings.instance.is_some() || settings.max_rung == Rung::Tc {
             match self.pins.may_make(&settings.bpffs) {
                 Ok(()) => Pinning::Planned(self.pins.clone(), settings.bpffs.clone()),
@@ -99,6 +102,82 @@ impl Held {
         } else {
             Pinning::No("media ports of the system's choice are no name to find it by again".to_owned())
         }
+    }
+}
+
+/// The right to the instance, which the process that was taken over from has until it ends.
+#[derive(Debug)]
+pub(super) struct Tenure {
+    instance: String,
+    bpffs: PathBuf,
+    /// The pins that this process goes on with.
+    adopted: Option<Pins>,
+    lock: Option<Lock>,
+    /// When to ask for it again.
+    at: Instant,
+}
+
+impl Tenure {
+    pub(super) fn new(held: Held, settings: &Settings, now: Instant) -> Self {
+        let Held { instance, lock, pins, adopting } = held;
+        let adopted = adopting.then_some(pins);
+        Self { instance, bpffs: settings.bpffs.clone(), adopted, lock, at: now + AGAIN }
+    }
+
+    /// Whether everything of the instance is ours.
+    pub(super) fn is_held(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// Whether nothing may be attached yet: what hangs on the interfaces is not ours to take over, and its process
+    /// may still have to go on.
+    pub(super) fn waits(&self) -> bool {
+        self.lock.is_none() && self.adopted.is_none()
+    }
+
+    /// When [`Tenure::handle_timeout`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.lock.is_none().then_some(self.at)
+    }
+
+    /// Asks for the right. Returns whether it has just come: then `ladder` has succeeded to whatever a process with
+    /// other tables left, which is gone.
+    pub(super) fn handle_timeout(&mut self, now: Instant, ladder: &mut Ladder) -> bool {
+        if self.lock.is_some() || now < self.at {
+            return false;
+        }
+        self.at = now + AGAIN;
+        self.lock = Lock::take(&self.instance).ok();
+        if self.lock.is_none() {
+            return false;
+        }
+        let (ours, others): (Vec<_>, Vec<_>) =
+            self.not_adopted().into_iter().partition(|found| found.abi == pins::abi());
+        for found in ours {
+            replaced(&undo::remove(&found), "its maps are not what this version expects");
+        }
+        for found in others {
+            ladder.succeed(&found.pins);
+            replaced(&undo::remove(&found), OTHER);
+        }
+        true
+    }
+
+    /// The process ends before the right was there: what a process with other tables left is removed all the same, if
+    /// that one has ended by now.
+    pub(super) fn handle_end(&mut self) {
+        if self.lock.is_none() {
+            self.lock = Lock::take(&self.instance).ok();
+            for found in self.lock.iter().flat_map(|_| self.not_adopted()) {
+                replaced(&undo::remove(&found), OTHER);
+            }
+        }
+    }
+
+    fn not_adopted(&self) -> Vec<Found> {
+        let is_left =
+            |found: &Found| found.instance == self.instance && Some(&found.pins) != self.adopted.as_ref();
+        pins::find(&self.bpffs).into_iter().filter(is_left).collect()
     }
 }
 

@@ -29,6 +29,12 @@ pub(super) use merging::restore;
 /// look.
 pub const TC_PRIORITY: u16 = 0x6d73;
 
+/// What the kernel means by `ERANGE` when it is to attach one more program.
+const FULL: &str = "the kernel takes no more programs here than are attached already";
+
+/// Why a filter that was found is not replaced by something better.
+const AS_BEFORE: &str = "tcx: not tried, the filter of the proxy before goes on";
+
 /// The filter's handle: the same for every process of one instance.
 pub fn tc_handle(instance: &str) -> TcHandle {
     let number = instance.parse::<u16>().unwrap_or_else(|_| {
@@ -44,6 +50,8 @@ pub struct Attached {
     pub name: String,
     /// How.
     pub rung: Rung,
+    /// Why by no better rung, where there is one.
+    pub why: Option<String>,
     /// The TCX link; on the tc rung there is none.
     link: Option<FdLink>,
     /// Whether the clsact qdisc is ours.
@@ -143,7 +151,8 @@ impl Ladder {
                     adopted.interfaces.push(name.clone());
                     let clsact = record.is_some_and(|record| record.clsact);
                     let before = record.and_then(|record| record.before);
-                    let attached = Attached { name, rung: Rung::Tcx, link: Some(link), clsact, before };
+                    let (rung, link) = (Rung::Tcx, Some(link));
+                    let attached = Attached { name, rung, why: None, link, clsact, before };
                     self.attached.insert(ifindex, attached);
                 }
                 Err(why) => {
@@ -167,7 +176,8 @@ impl Ladder {
                 Ok(()) => {
                     adopted.interfaces.push(name.clone());
                     let Record { name: known, rung, clsact, before } = record;
-                    let attached = Attached { name: known, rung, link: None, clsact, before };
+                    let why = Some(self.capped().unwrap_or_else(|| AS_BEFORE.to_owned()));
+                    let attached = Attached { name: known, rung, why, link: None, clsact, before };
                     self.attached.insert(ifindex, attached);
                     self.rename(ifindex, &name);
                 }
@@ -221,33 +231,76 @@ impl Ladder {
         let mut why = Vec::new();
         if best > Rung::Tcx {
             // Whoever asks knows why.
-        } else if self.max == Rung::Tcx {
+        } else if let Some(capped) = self.capped() {
+            why.push(capped);
+        } else {
             match self.attach_tcx_link(ifindex, name) {
-                Ok(link) => return Ok(self.keep(ifindex, name, Rung::Tcx, Some(link), false)),
+                Ok(link) => return Ok(self.keep(ifindex, name, None, Some(link), false)),
                 Err(error) => why.push(format!("tcx: {error}")),
             }
-        } else {
-            why.push(format!("tcx: --max-rung {}", self.max.as_str()));
         }
         match self.attach_tc(ifindex, name) {
-            Ok(clsact) => return Ok(self.keep(ifindex, name, Rung::Tc, None, clsact)),
+            Ok(clsact) => return Ok(self.keep(ifindex, name, Some(why.join("; ")), None, clsact)),
             Err(error) => why.push(format!("tc: {error}")),
         }
         Err(UserReason::Interface { interface: name.to_owned(), why: why.join("; ") })
     }
 
-    fn keep(&mut self, ifindex: u32, name: &str, rung: Rung, link: Option<FdLink>, clsact: bool) -> Rung {
-        let name = name.to_owned();
-        self.attached.insert(ifindex, Attached { name, rung, link, clsact, before: None });
+    /// Why TCX is not tried at all.
+    fn capped(&self) -> Option<String> {
+        (self.max > Rung::Tcx).then(|| format!("tcx: --max-rung {}", self.max.as_str()))
+    }
+
+    fn keep(
+        &mut self,
+        ifindex: u32,
+        name: &str,
+        why: Option<String>,
+        link: Option<FdLink>,
+        clsact: bool,
+    ) -> Rung {
+        let (name, rung) = (name.to_owned(), if link.is_some() { Rung::Tcx } else { Rung::Tc });
+        self.attached.insert(ifindex, Attached { name, rung, why, link, clsact, before: None });
         rung
+    }
+
+    /// Says why an interface has no better rung than it has.
+    pub fn explain(&mut self, ifindex: u32, why: String) {
+        if let Some(attached) = self.attached.get_mut(&ifindex).filter(|attached| attached.rung > Rung::Tcx) {
+            attached.why = Some(why);
+        }
+    }
+
+    /// Takes over what a process with other tables attached and changed, which runs no more: the program of this one is
+    /// put behind its link or into its filter, and what is to be given back one day is recorded here. What is taken over
+    /// is recorded there no more; the rest is to be undone.
+    pub fn succeed(&mut self, former: &Pins) {
+        for (ifindex, record) in former.records() {
+            let allowed = record.rung >= self.max;
+            let Some(name) = name_of(ifindex).filter(|_| allowed) else { continue };
+            if self.attach(ifindex, &name, record.rung) != Ok(record.rung) {
+                continue;
+            }
+            let capped = self.capped();
+            let Some(attached) = self.attached.get_mut(&ifindex) else { continue };
+            if record.rung == Rung::Tc {
+                // The qdisc was there when we came, and is ours for all that.
+                attached.clsact |= record.clsact;
+                attached.why = Some(capped.unwrap_or_else(|| AS_BEFORE.to_owned()));
+            }
+            let before = record.before.or(attached.before);
+            if self.record(ifindex, before).is_ok() {
+                former.remove_record(ifindex);
+            }
+        }
     }
 
     /// Attaches by name, then looks where the link is: a name may have moved to another interface meanwhile.
     fn attach_tcx_link(&mut self, ifindex: u32, name: &str) -> Result<FdLink, String> {
         let program = self.kernel.tcx_mut().map_err(|error| error.to_string())?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::last());
-        let id =
-            program.attach_with_options(name, TcAttachType::Ingress, order).map_err(|error| words(&error))?;
+        let attached = program.attach_with_options(name, TcAttachType::Ingress, order);
+        let id = attached.map_err(|error| if is_full(&error) { FULL.to_owned() } else { words(&error) })?;
         let link = program.take_link(id).map_err(|error| words(&error))?;
         let link = FdLink::try_from(link).map_err(|error| error.to_string())?;
         let moved = || format!("{name} is another interface now");
@@ -381,6 +434,11 @@ impl Ladder {
             drop(attached.link);
         }
     }
+}
+
+/// Whether a hook has as many programs as it takes (`BPF_MPROG_MAX` of the kernel, 64).
+fn is_full(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ERANGE))
 }
 
 /// The kernel's answer without the words that every program error starts with.

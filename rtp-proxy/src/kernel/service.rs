@@ -19,7 +19,7 @@ use super::counters::Reader;
 use super::events::{Events, Ring};
 use super::former::{Former, FormerViewer};
 use super::grace::Grace;
-use super::hold::Held;
+use super::hold::{Held, Tenure};
 use super::hop::{Rung, UserReason};
 use super::hops::{Hops, REFRESH};
 use super::ipsec::PolicyNotices;
@@ -27,7 +27,7 @@ use super::ladder::{Ladder, Pinning, tc_handle};
 use super::load::{Capacity, Kernel};
 use super::names::Names;
 use super::netlink::{Notice, Notices, Requests};
-use super::pins::{self, Lock};
+use super::pins;
 use super::selftest::SelfTest;
 use super::settling::Settling;
 use super::share::{Left, Share, returned};
@@ -40,8 +40,6 @@ use super::world::World;
 const BATCH: usize = 256;
 /// How soon a worker whose queue was full is told again.
 const AGAIN: Duration = Duration::from_millis(5);
-/// How soon the right to the instance is asked for again.
-const LOCK_AGAIN: Duration = Duration::from_millis(500);
 /// Controls that may wait.
 const CONTROLS: usize = 16;
 
@@ -59,8 +57,8 @@ pub struct Settings {
     /// Name under which this proxy finds its state again: one per proxy of a network namespace. `None` is
     /// a proxy that nobody can take over from.
     pub instance: Option<String>,
-    /// Takes over from a process that runs and stands still: what it pinned is used beside it, and nothing is
-    /// removed before it has gone.
+    /// Takes over from a process that runs and stands still: what it pinned is used beside it, or, where its tables
+    /// have another layout, replaced when it has gone. Nothing is removed before.
     pub beside: bool,
     /// How much fits into the tables.
     pub capacity: Capacity,
@@ -97,6 +95,8 @@ pub struct InterfaceStatus {
     pub interface: String,
     /// The rung, or why there is none but the workers.
     pub rung: Result<Rung, UserReason>,
+    /// Why it is no better rung, where there is one.
+    pub why: Option<String>,
     /// Whether bursts are merged, where media comes in that the kernel forwards.
     pub batching: Option<BatchingStatus>,
 }
@@ -205,8 +205,7 @@ impl Prepared {
             grace: Some(Grace { left, table, ports_written, extents, over: grace_over }),
             batcher: Batcher::new(looked_at, settings.batching, counters.rings()),
             tested,
-            lock: held.lock,
-            instance: held.instance,
+            tenure: Tenure::new(held, settings, Instant::now()),
             names,
         };
         let (started, is_started) = std::sync::mpsc::sync_channel(1);
@@ -279,8 +278,7 @@ struct Start {
     grace: Option<Grace>,
     batcher: Batcher,
     tested: KernelTable,
-    lock: Option<Lock>,
-    instance: String,
+    tenure: Tenure,
     names: Names,
 }
 
@@ -310,9 +308,10 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
     };
     started.send(Ok(())).ok();
     let tests = SelfTest::new(start.tested);
-    let mut world = World { requests, ladder: start.ladder, refused: HashMap::new(), tests };
+    let waits = start.tenure.waits();
+    let mut world = World { requests, ladder: start.ladder, waits, refused: HashMap::new(), tests };
     let mut batcher = start.batcher;
-    if start.lock.is_some() {
+    if start.tenure.is_held() {
         batcher.take_over(&mut world.ladder, Instant::now());
     }
     let service = Service {
@@ -324,8 +323,7 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
         settling: Settling::new(Instant::now()),
         notices_lost: false,
         refresh_at: Instant::now() + REFRESH,
-        lock: start.lock,
-        instance: start.instance,
+        tenure: start.tenure,
     };
     let (ladder, leave) = runtime.block_on(service.run(notices, start.ring, start.asks, start.controlled));
     if leave {
@@ -356,9 +354,7 @@ struct Service {
     settling: Settling,
     notices_lost: bool,
     refresh_at: Instant,
-    /// `None` until the process that was taken over from has gone.
-    lock: Option<Lock>,
-    instance: String,
+    tenure: Tenure,
 }
 
 impl Service {
@@ -392,7 +388,12 @@ impl Service {
             tokio::select! {
                 control = controlled.recv() => match control {
                     Some(Control::Status(to)) => { to.send(self.world.status(&self.batcher)).ok(); }
-                    Some(Control::Stop { leave }) => return (self.world.ladder, leave),
+                    Some(Control::Stop { leave }) => {
+                        if !leave {
+                            self.tenure.handle_end();
+                        }
+                        return (self.world.ladder, leave);
+                    }
                     // The process that started us ended without a word.
                     None => return (self.world.ladder, true),
                 },
@@ -434,12 +435,18 @@ impl Service {
     fn wake(&self, late: bool) -> Instant {
         let again = late.then(|| Instant::now() + AGAIN);
         let grace = self.grace.as_ref().map(|grace| grace.over);
-        let lock = self.lock.is_none().then(|| Instant::now() + LOCK_AGAIN);
         let batcher = self.batcher.poll_timeout(&self.world.ladder);
-        [again, grace, lock, batcher, self.settling.poll_timeout(), self.hops.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .fold(self.refresh_at, Instant::min)
+        [
+            again,
+            grace,
+            self.tenure.poll_timeout(),
+            batcher,
+            self.settling.poll_timeout(),
+            self.hops.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.refresh_at, Instant::min)
     }
 
     fn ask(&mut self, worker: usize, ask: Ask) {
@@ -479,11 +486,11 @@ impl Service {
     }
 
     fn timeout(&mut self, now: Instant) {
-        if self.lock.is_none() {
-            self.lock = Lock::take(&self.instance).ok();
-            if self.lock.is_some() {
-                self.batcher.take_over(&mut self.world.ladder, now);
-            }
+        if self.tenure.handle_timeout(now, &mut self.world.ladder) {
+            self.world.waits = false;
+            self.batcher.take_over(&mut self.world.ladder, now);
+            self.hops.look_again();
+            self.settling.note(now);
         }
         let World { requests, ladder, .. } = &mut self.world;
         self.batcher.handle_timeout(now, &self.hops, requests, ladder);

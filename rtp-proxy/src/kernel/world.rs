@@ -19,6 +19,8 @@ use super::service::InterfaceStatus;
 pub(super) struct World {
     pub(super) requests: Requests,
     pub(super) ladder: Ladder,
+    /// The process that was taken over from still has its programs on the interfaces.
+    pub(super) waits: bool,
     /// Interfaces on which nothing could be attached, as they were then.
     pub(super) refused: HashMap<u32, (Link, UserReason)>,
     pub(super) tests: SelfTest,
@@ -48,6 +50,10 @@ impl Outside for World {
     }
 
     fn attach(&mut self, link: &Link) -> Result<Rung, UserReason> {
+        if self.waits {
+            let why = "the proxy before this one has not ended yet".to_owned();
+            return Err(UserReason::Interface { interface: link.name.clone(), why });
+        }
         if let Some((_, why)) = self.refused.get(&link.ifindex).filter(|(then, _)| then == link) {
             return Err(why.clone());
         }
@@ -60,7 +66,14 @@ impl Outside for World {
         let result = self.climb(link, !is_new);
         match &result {
             Ok(rung) if is_new => {
-                info!(event = "rung.changed", interface = link.name, rung = rung.as_str(), "attached");
+                let reason = self.ladder.attached().get(&link.ifindex).and_then(|on| on.why.as_deref());
+                info!(
+                    event = "rung.changed",
+                    interface = link.name,
+                    rung = rung.as_str(),
+                    reason,
+                    "attached"
+                );
             }
             Ok(_) => {}
             Err(why) => {
@@ -98,6 +111,9 @@ impl World {
                     break;
                 }
             };
+            if !blind.is_empty() {
+                self.ladder.explain(link.ifindex, blind.join("; "));
+            }
             match self.tests.run(self.ladder.kernel(), &mut self.requests, link, rung) {
                 Sees::No => {}
                 Sees::Yes => return Ok(rung),
@@ -131,11 +147,13 @@ impl World {
         let attached = self.ladder.attached().iter().map(|(ifindex, on)| InterfaceStatus {
             interface: on.name.clone(),
             rung: Ok(on.rung),
+            why: on.why.clone(),
             batching: batcher.status(*ifindex),
         });
         let refused = self.refused.values().map(|(link, why)| InterfaceStatus {
             interface: link.name.clone(),
             rung: Err(why.clone()),
+            why: None,
             batching: None,
         });
         let mut status: Vec<_> = attached.chain(refused).collect();

@@ -69,7 +69,7 @@ impl Ladder {
         }
     }
 
-    fn record(&mut self, ifindex: u32, before: Option<Receive>) -> Result<(), String> {
+    pub(super) fn record(&mut self, ifindex: u32, before: Option<Receive>) -> Result<(), String> {
         let pins = self.pins().cloned().ok_or("what is changed cannot be recorded without pins")?;
         let Some(attached) = self.attached.get_mut(&ifindex) else { return Ok(()) };
         let Attached { name, rung, clsact, .. } = &*attached;
