@@ -5,7 +5,7 @@ use msm_fastpath::gso::Segments;
 use msm_fastpath::limits::{BURST_LOSS, COUNT_FORWARD, COUNT_NOT_OURS, COUNT_TO_USER};
 use msm_fastpath::{
     Arrival, Checksum, Course, DropReason, EventKind, FlowEntry, FlowKind, FlowStats, GroupMode, Progress,
-    RTP_FIXED_LEN, RtpFixed, decide_flow, is_of_track,
+    RtpFixed, decide_flow, is_of_track,
 };
 
 use crate::copies::send;
@@ -40,7 +40,8 @@ pub(crate) fn forward(skb: Skb, packet: &mut Packet) -> i32 {
     // SAFETY: a value of an array map lives as long as the map; races with other CPUs lose single counts,
     // which is stated at the type.
     let stats = unsafe { &mut *stats };
-    match decide_flow(packet.first_header().as_ref(), &packet.entry) {
+    // The first segment of a super-packet is looked at again with the others, by its own length.
+    match decide_flow(packet.first_header().as_ref(), packet.payload_len as usize, &packet.entry) {
         Course::Forward => {}
         Course::ToUser => return hand_up_limited(stats, packet, at, None),
         Course::Strange(reason) => return hand_up_limited(stats, packet, at, Some(reason)),
@@ -117,14 +118,9 @@ fn continues(skb: Skb, packet: &mut Packet) -> bool {
 extern "C" fn take_segment(index: u32, turn: *mut Turn) -> i64 {
     // SAFETY: the body of the loop above.
     let (skb, packet) = unsafe { Turn::take(turn) };
-    let rtp = match packet.segments.get(index) {
-        Some((offset, len)) if len >= RTP_FIXED_LEN as u32 => {
-            skb.load_rtp(packet.family.payload_offset() as u32 + offset)
-        }
-        _ => None,
-    };
-    if let Some(rtp) = rtp
-        && is_of_track(&rtp, &packet.rtp(), &packet.entry)
+    let (offset, len) = packet.segments.get(index).unwrap_or_default();
+    if let Some(rtp) = skb.load_rtp(packet.family.payload_offset() as u32 + offset)
+        && is_of_track(&rtp, len as usize, &packet.rtp(), &packet.entry)
         && packet.progress.continues(rtp.seq(), rtp.timestamp(), &packet.arrival)
     {
         packet.progress.take(rtp.seq(), rtp.timestamp(), &packet.arrival);

@@ -108,13 +108,20 @@ fn random_case(random: &mut Random) -> Case {
     // The frame: mostly what the flow admits, with one thing wrong now and then.
     let segments = if random.one_in(3) { random.of(&[1, 2, 3, 63, 64, 65, 127, 128, 129]) } else { 1 };
     // A test run takes less than a page.
-    let size = random.of(&[12, 13, 20, 172, 11, 1_200]).min(3_400 / segments);
+    let size = random.of(&[12, 13, 20, 71, 72, 172, 11, 1_200]).min(3_400 / segments);
     let first =
         (highest as u16).wrapping_add(random.of(&[1, 1, 1, 2, 20, 0, 65_535, 65_430, 2_999, 3_000, 30_000]));
     let mut payload = Vec::new();
     let odd = if random.one_in(4) { random.below(segments) } else { u64::MAX };
+    // Padding, extension and contributing sources: of all, of one, of none.
+    let low = random.below(64) as u8;
+    let said = random.of(&[0, 0, low]);
+    let odd_said = if random.one_in(3) { random.below(segments) } else { u64::MAX };
     for index in 0..segments {
-        let mut packet = vec![0x80, PAYLOAD_TYPE];
+        let mut packet = vec![0x80 | said, PAYLOAD_TYPE];
+        if index == odd_said {
+            packet[0] = 0x80 | random.below(64) as u8;
+        }
         packet.extend(first.wrapping_add(index as u16).to_be_bytes());
         packet.extend(timestamp.wrapping_add(index as u32 * 160).to_be_bytes());
         packet.extend(SSRC.to_be_bytes());
@@ -262,7 +269,7 @@ fn expect(case: &Case) -> Expected {
     }
     let header = (datagram.payload_len >= 12).then(|| head.rtp(case.family));
     let segments = Segments::new(datagram.payload_len, case.gso_size);
-    let run = match decide_flow(header.as_ref(), &case.entry) {
+    let run = match decide_flow(header.as_ref(), datagram.payload_len as usize, &case.entry) {
         Course::Forward => segments.ok_or(Some(DropReason::RateLimit)),
         Course::ToUser => Err(None),
         Course::Strange(reason) => Err(Some(reason)),
@@ -299,7 +306,7 @@ fn follow(case: &Case, head: &Head, segments: Segments) -> Option<(Segments, Pro
         for (offset, len) in segments.iter() {
             let at = case.family.payload_offset() + offset as usize;
             let rtp = RtpFixed::from_bytes(*case.frame.get(at..)?.first_chunk::<12>()?);
-            let ours = segments.count() == 1 || len >= 12 && is_of_track(&rtp, &first, &case.entry);
+            let ours = segments.count() == 1 || is_of_track(&rtp, len as usize, &first, &case.entry);
             if !ours || !progress.continues(rtp.seq(), rtp.timestamp(), &arrival) {
                 return None;
             }
@@ -492,6 +499,7 @@ fn compare(programs: &mut Programs) -> Result<()> {
         (SHOT, vec![COUNT_FORWARD, drop(DropReason::Ttl)]),
         (SHOT, vec![COUNT_FORWARD, drop(DropReason::Loop)]),
         (SHOT, vec![drop(DropReason::RateLimit)]),
+        (SHOT, vec![drop(DropReason::Malformed)]),
         (SHOT, vec![drop(DropReason::Ssrc)]),
         (SHOT, vec![drop(DropReason::PayloadType)]),
     ] {

@@ -197,34 +197,48 @@ fn super_frame(scene: &Scene, v6: bool, packets: &[Vec<u8>]) -> Result<Vec<u8>> 
 #[test]
 fn a_mixture_goes_up_whole() -> Result<()> {
     let test = "a_mixture_goes_up_whole";
-    let Some(Setup { scene, mut raw, viewer, worker }) = setup(test, GroupMode::Common, 0)? else {
-        return Ok(());
-    };
+    for v6 in [false, true] {
+        let Some(setup) = setup_for(test, v6, GroupMode::Common, 0)? else { return Ok(()) };
+        mixtures(setup, v6).with_context(|| format!("v6 {v6}"))?;
+    }
+    Ok(())
+}
+
+fn mixtures(setup: Setup, v6: bool) -> Result<()> {
+    let Setup { scene, mut raw, viewer, worker } = setup;
     let good = |seq| packet(seq, 172);
     let with = |seq, byte: usize, value: u8| {
         let mut packet = packet(seq, 172);
         packet[byte] = value;
         packet
     };
-    raw.send(&whole(frame(&scene, &good(1), &[], 0x4000)?, 34, None))?;
-    assert_eq!(receive(&viewer)?, copy(&good(1), GroupMode::Common, 0));
+    // More contributing sources than there is room for.
+    let cut = |seq| [&[0x8f][..], &good(seq)[1..71]].concat();
+    let mut send = |packets: &[Vec<u8>]| {
+        raw.send_segments(&super_frame(&scene, v6, packets)?, udp_at(v6), 172, udp_at(v6) + 8)
+    };
+    send(&[good(1), good(2)])?;
+    for seq in [1, 2] {
+        assert_eq!(receive(&viewer)?, copy(&good(seq), GroupMode::Common, 0));
+    }
     let progress = scene.programs.stats(0)?;
     let mixtures = [
-        ("another ssrc", vec![good(2), with(3, 11, SSRC as u8 ^ 1), good(4)]),
-        ("another payload type", vec![good(2), good(3), with(4, 1, PAYLOAD_TYPE + 1)]),
-        ("another version", vec![good(2), with(3, 0, 0x40)]),
-        ("a jump of the number", vec![good(2), with(3, 2, 0x80), good(4)]),
-        ("rtcp", vec![good(2), with(3, 1, 200)]),
+        ("another ssrc", vec![good(3), with(4, 11, SSRC as u8 ^ 1), good(5)]),
+        ("another payload type", vec![good(3), good(4), with(5, 1, PAYLOAD_TYPE + 1)]),
+        ("another version", vec![good(3), with(4, 0, 0x40)]),
+        ("a jump of the number", vec![good(3), with(4, 2, 0x80), good(5)]),
+        ("rtcp", vec![good(3), with(4, 1, 200)]),
+        ("sources, cut", vec![good(3), good(4), cut(5)]),
     ];
     let count = mixtures.len() as u64;
     for (name, packets) in mixtures {
-        raw.send_segments(&frame(&scene, &packets.concat(), &[], 0x4000)?, 34, 172, 42)?;
+        send(&packets)?;
         for packet in &packets {
             assert!(receive(&worker).context(name)? == *packet, "{name}: untouched");
         }
     }
     let after = scene.programs.stats(0)?;
-    assert_eq!((after.packets, after.strange), (1, count));
+    assert_eq!((after.packets, after.strange), (2, count));
     assert_eq!(
         (after.highest, after.window, after.jitter),
         (progress.highest, progress.window, progress.jitter)

@@ -173,6 +173,8 @@ fn frames_get_the_verdict_of_the_table() -> Result<()> {
     let other_ssrc = rtp(PAYLOAD_TYPE, 7, SSRC + 1);
     let other_type = rtp(PAYLOAD_TYPE + 1, 7, SSRC);
     let marked = rtp(PAYLOAD_TYPE | 0x80, 7, SSRC);
+    // Version 2, then padding, extension and the number of contributing sources.
+    let saying = |first: u8, len: usize| [&[first][..], &rtp_ok[1..len]].concat();
     let unknown = Expect::Drop(DropReason::UnknownSource);
     let ours = [
         ("a strict address", to(5004, 8070, &rtp_ok), unknown),
@@ -187,12 +189,20 @@ fn frames_get_the_verdict_of_the_table() -> Result<()> {
         ("stun on the rtp port", to(5004, 8062, &stun), Expect::Strange),
         ("eleven bytes", to(5004, 8062, &rtp_ok[..11]), Expect::Strange),
         ("an empty datagram", to(5004, 8062, &[]), Expect::Strange),
+        ("fifteen sources and no more", to(5004, 8062, &saying(0x8f, 72)), Expect::Forward),
+        ("fifteen sources, cut", to(5004, 8062, &saying(0x8f, 71)), Expect::Strange),
+        ("one source, cut", to(5004, 8062, &saying(0x81, 15)), Expect::Strange),
+        ("one source that is not there", to(5004, 8062, &saying(0x81, 12)), Expect::Strange),
+        ("an extension that is not there", to(5004, 8062, &saying(0x90, 12)), Expect::Forward),
+        ("padding that is not there", to(5004, 8062, &saying(0xa0, 12)), Expect::Forward),
         ("rtcp", to(5005, 8063, &rr), Expect::ToUser),
         ("anything on an opaque flow", to(5006, 8064, &stun), Expect::Forward),
         ("an empty datagram on an opaque flow", to(5006, 8064, &[]), Expect::Forward),
         ("muxed rtp", to(5008, 8066, &rtp_ok), Expect::Forward),
         ("muxed rtcp", to(5008, 8066, &rr), Expect::ToUser),
         ("muxed wrong ssrc", to(5008, 8066, &other_ssrc), Expect::Strange),
+        ("muxed sources, cut", to(5008, 8066, &saying(0x8f, 71)), Expect::Strange),
+        ("anything cut on an opaque flow", to(5006, 8064, &saying(0x8f, 71)), Expect::Forward),
     ];
     for (name, frame, expect) in ours {
         check(&kernel, name, &frame.bytes(), expect)?;

@@ -1,4 +1,4 @@
-//! What happens to a packet of a flow: admission by version, payload type and SSRC.
+//! What happens to a packet of a flow: admission by version, length, payload type and SSRC.
 //!
 //! SSRC and payload type are checks, never keys: a flow is found by its addresses (RTP-2), then these say
 //! whether the packet may use it (RTP-1). Nothing is dropped here that is not for a media address of
@@ -98,16 +98,17 @@ impl Admission {
     }
 }
 
-/// Admits one RTP packet: version 2, then payload type, then SSRC.
+/// Admits one RTP packet: version 2 and room for its contributing sources, then payload type, then SSRC.
 ///
-/// `header`: the first 12 bytes of the datagram or frame. Returns [`Verdict::Forward`] or a drop with
+/// `header`: the first 12 bytes of the datagram or frame, `len`: all of its bytes. Extension and padding are not looked
+/// at: a packet is admitted whatever they say. Returns [`Verdict::Forward`] or a drop with
 /// [`DropReason::Malformed`], [`DropReason::PayloadType`] or [`DropReason::Ssrc`]. A caller that lets a
 /// new SSRC in after probation (RTP-6) keeps that count itself and changes the [`Admission`].
 ///
 /// Source: RTP-1, RTSP-43; RFC 3550 §5.1.
 #[inline]
-pub const fn decide(header: &RtpFixed, admission: &Admission) -> Verdict {
-    if header.version() != 2 {
+pub const fn decide(header: &RtpFixed, len: usize, admission: &Admission) -> Verdict {
+    if header.version() != 2 || len < header.header_len() {
         return Verdict::Drop(DropReason::Malformed);
     }
     if !admission.payload_types.contains(header.payload_type()) {
@@ -133,11 +134,11 @@ pub enum Course {
 
 /// Decides about one datagram of an installed flow, by the flow's kind: what a kernel program calls.
 ///
-/// `header`: the first 12 bytes of the UDP payload, `None` if it is shorter. What is no RTP on an RTP
+/// `header`: the first 12 bytes of the UDP payload, `None` if it is shorter; `len`: bytes of the datagram. What is no RTP on an RTP
 /// flow may be STUN, DTLS or a key-less probe; a kind of a newer user half is the worker's too. Whether the
 /// sequence number continues the run is [`crate::Progress::continues`].
 #[inline]
-pub const fn decide_flow(header: Option<&RtpFixed>, entry: &FlowEntry) -> Course {
+pub const fn decide_flow(header: Option<&RtpFixed>, len: usize, entry: &FlowEntry) -> Course {
     let Some(kind) = FlowKind::from_u8(entry.kind) else { return Course::ToUser };
     // What is no RTP can only be copied as it is.
     let opaque = entry.mode == GroupMode::Opaque as u8;
@@ -160,7 +161,7 @@ pub const fn decide_flow(header: Option<&RtpFixed>, entry: &FlowEntry) -> Course
             if matches!(kind, FlowKind::Muxed) && header.is_rtcp() {
                 return rtcp;
             }
-            match decide(header, &entry.admission) {
+            match decide(header, len, &entry.admission) {
                 Verdict::Forward => Course::Forward,
                 Verdict::ToUser => Course::ToUser,
                 Verdict::Drop(reason) => Course::Strange(reason),
@@ -169,12 +170,14 @@ pub const fn decide_flow(header: Option<&RtpFixed>, entry: &FlowEntry) -> Course
     }
 }
 
-/// Whether a segment of a super-packet is RTP of the same source as the first one and admitted like it. A
-/// super-packet need not be one track: GRO merges by addresses and size alone.
+/// Whether a segment of a super-packet, of `len` bytes, is RTP of the same source as the first one and admitted like
+/// it. A super-packet need not be one track: GRO merges by addresses and size alone.
 #[inline]
-pub const fn is_of_track(segment: &RtpFixed, first: &RtpFixed, entry: &FlowEntry) -> bool {
+pub const fn is_of_track(segment: &RtpFixed, len: usize, first: &RtpFixed, entry: &FlowEntry) -> bool {
     let rtcp = entry.kind == FlowKind::Muxed as u8 && segment.is_rtcp();
-    segment.ssrc() == first.ssrc() && !rtcp && matches!(decide(segment, &entry.admission), Verdict::Forward)
+    segment.ssrc() == first.ssrc()
+        && !rtcp
+        && matches!(decide(segment, len, &entry.admission), Verdict::Forward)
 }
 
 #[cfg(test)]

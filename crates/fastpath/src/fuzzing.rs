@@ -36,17 +36,17 @@ pub fn frame(data: &[u8]) {
         let Some(datagram) = datagram else { continue };
         let first = head.rtp(family);
         let _ = head.key(family, leg.ifindex).tag();
-        let _ = decide_flow(Some(&first), &entry);
+        let _ = decide_flow(Some(&first), datagram.payload_len as usize, &entry);
         stats.hand_up(arrival.at);
         let Some(segments) = Segments::new(datagram.payload_len, gso_size) else { continue };
         let mut progress = Progress::of(&stats);
         let newest = progress.is_newest(first.seq());
-        for (offset, _) in segments.iter() {
+        for (offset, len) in segments.iter() {
             let at = family.payload_offset() + offset as usize;
             let Some(bytes) = rest.get(at..).and_then(<[u8]>::first_chunk) else { break };
             let rtp = RtpFixed::from_bytes(*bytes);
-            let _ =
-                (is_of_track(&rtp, &first, &entry), progress.continues(rtp.seq(), rtp.timestamp(), &arrival));
+            let _ = is_of_track(&rtp, len as usize, &first, &entry);
+            let _ = progress.continues(rtp.seq(), rtp.timestamp(), &arrival);
             progress.take(rtp.seq(), rtp.timestamp(), &arrival);
             undone(&rtp, &entry, &leg);
         }

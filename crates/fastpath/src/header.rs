@@ -296,6 +296,11 @@ impl RtpFixed {
     pub const fn csrc_count(&self) -> u8 {
         self.vpxcc & 0x0f
     }
+    /// Bytes up to the end of the contributing sources: what a packet must have at least (RTP-1).
+    #[inline]
+    pub const fn header_len(&self) -> usize {
+        RTP_FIXED_LEN + 4 * self.csrc_count() as usize
+    }
     /// Marker bit.
     #[inline]
     pub const fn marker(&self) -> bool {

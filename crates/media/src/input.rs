@@ -244,7 +244,7 @@ impl TrackInput {
         batch: &mut Batch,
     ) -> Result<bool, DropReason> {
         let view = RtpView::parse(packet).ok_or(DropReason::Malformed)?;
-        let verdict = decide(view.fixed(), &self.admission);
+        let verdict = decide(view.fixed(), packet.len(), &self.admission);
         let (seq, ts, ssrc) = (view.seq(), view.timestamp(), view.ssrc());
         if ssrc == self.config.own_ssrc {
             return Err(DropReason::Loop);

@@ -87,7 +87,7 @@ impl PeerLock {
             return PeerVerdict::Drop(DropReason::UnknownSource);
         }
         let Some(view) = RtpView::parse(packet) else { return PeerVerdict::Drop(DropReason::Malformed) };
-        if let Verdict::Drop(reason) = decide(view.fixed(), &self.admission) {
+        if let Verdict::Drop(reason) = decide(view.fixed(), packet.len(), &self.admission) {
             return PeerVerdict::Drop(reason);
         }
         let confirms = self.candidate.as_ref().is_some_and(|first| {

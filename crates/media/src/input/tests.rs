@@ -7,6 +7,8 @@ use crate::rtcp::rr::write_rr;
 use crate::rtp::PacketBuilder;
 use crate::testing::{IDR, OWN_SSRC, PPS, Rig, SLICE, SPS, Source, fields, ms};
 
+mod rungs;
+
 fn source() -> Source {
     Source { ssrc: 0x1111, seq: 1_000, ts: 5_000 }
 }

@@ -41,7 +41,7 @@ impl<'a> RtpView<'a> {
     pub fn parse(packet: &'a [u8]) -> Option<Self> {
         let fixed = RtpFixed::parse(packet)?;
         let view = Self { fixed, rest: packet.get(HEADER_LEN..)? };
-        (fixed.version() == 2 && view.rest.len() >= 4 * view.csrc_count()).then_some(view)
+        (fixed.version() == 2 && packet.len() >= fixed.header_len()).then_some(view)
     }
 
     /// The fixed header, as every rung sees it.

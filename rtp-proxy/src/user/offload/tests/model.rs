@@ -160,7 +160,7 @@ impl Model {
         let mut progress = Progress::of(&stats);
         for packet in packets {
             let header = *RtpFixed::parse(packet).unwrap();
-            if decide(&header, &entry.admission) != Verdict::Forward
+            if decide(&header, packet.len(), &entry.admission) != Verdict::Forward
                 || !progress.continues(header.seq(), header.timestamp(), &arrival)
             {
                 stats.strange += 1;
