@@ -204,6 +204,15 @@ impl Ground {
         done
     }
 
+    /// Does something on the proxy's own machine.
+    pub fn at_the_proxy<T>(&self, work: impl FnOnce() -> T) -> T {
+        let Some(networks) = &self.networks else { return work() };
+        enter(&networks.host).expect("the host's namespace is there as long as the ground is");
+        let done = work();
+        enter(&networks.viewers).expect("the viewers' namespace is there as long as the ground is");
+        done
+    }
+
     /// Address that a camera listens on.
     pub fn camera_host(&self) -> &'static str {
         if self.networks.is_some() { "10.91.1.2" } else { "127.0.0.1" }

@@ -14,7 +14,7 @@ use crate::feed::{self, Feed};
 use crate::healthy::{Healthy, LIMIT, proxy, wait_for_metric};
 
 /// RTP that a publisher could send instead of its own.
-fn bad_media(good: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
+pub(crate) fn bad_media(good: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
     let mut version = good.to_vec();
     version[0] = 0x40;
     let mut sources = good.to_vec();

@@ -51,7 +51,7 @@ pub(crate) struct Bpffs {
 }
 
 impl Bpffs {
-    fn mount(name: &str) -> Result<Self> {
+    pub(crate) fn mount(name: &str) -> Result<Self> {
         let scratch = Scratch::new(name)?;
         let path = scratch.file("bpf");
         std::fs::create_dir(&path)?;

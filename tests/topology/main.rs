@@ -11,6 +11,7 @@ mod fast_path;
 mod feed;
 mod healthy;
 mod hostile_connections;
+mod hostile_flood;
 mod hostile_media;
 mod hostile_sessions;
 mod kernel_batching;

@@ -25,7 +25,7 @@ pub enum Carried {
 /// One test of a case.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// Its number in the list of conformance cases.
+    /// Its number in the list of conformance cases, or what else it is about.
     pub number: &'static str,
     /// Directory of `tests/`.
     pub suite: &'static str,
@@ -70,6 +70,11 @@ pub const CASES: &[Case] = &[
     case("9", CONFORMANCE, "joining::a_stalled_reader_finds_whole_frames_and_answers"),
     case("20", TOPOLOGY, "addresses::a_victim_named_as_destination_is_403_and_gets_no_packet"),
     case("21", TOPOLOGY, "addresses::a_port_spray_at_the_inputs_of_a_camera_is_counted_and_reaches_nobody"),
+    case(
+        "flood",
+        TOPOLOGY,
+        "hostile_flood::a_flood_from_a_cameras_own_port_is_counted_by_its_reasons_and_nobody_misses_a_packet",
+    ),
     case("22", TOPOLOGY, "addresses::punches_of_players_reach_neither_the_camera_nor_teach_a_destination"),
     case("23", TOPOLOGY, "splice::a_rebooted_camera_continues_every_leg_at_the_next_sequence_number"),
     case("23", TOPOLOGY, "splice::ffmpeg_and_rtspsrc_decode_on_when_ssrc_sequence_and_timestamp_change"),
