@@ -86,6 +86,11 @@ impl House {
     /// The same with so many viewers.
     fn watched(test: &str, family: usize, flags: &[&str], viewers: usize) -> Result<Option<Self>> {
         let Some(scene) = Scene::new(test)? else { return Ok(None) };
+        Self::in_scene(scene, family, flags, viewers).map(Some)
+    }
+
+    /// The same in a scene that is there.
+    pub(crate) fn in_scene(scene: Scene, family: usize, flags: &[&str], viewers: usize) -> Result<Self> {
         let scratch = Scratch::new("batching")?;
         let stage = Stage::inside(scratch.path(), &scene.node);
         let proxy = Proxy::start(stage, "proxy", &options(&scene, flags))?;
@@ -111,7 +116,7 @@ impl House {
             })??;
             house.audience.push(player);
         }
-        Ok(Some(house))
+        Ok(house)
     }
 
     /// The camera sends so many packets at once.

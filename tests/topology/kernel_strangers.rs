@@ -11,7 +11,7 @@ use msm_tests::probe::{Publisher, VIDEO};
 use rtp_proxy::commands;
 
 use crate::kernel_batching::{CAMERA, House, INPUT, packet, record};
-use crate::kernel_scene::LIMIT;
+use crate::kernel_scene::{LIMIT, Scene};
 
 /// Addresses that are not the camera's.
 const STRANGERS: [[&str; 3]; 2] =
@@ -164,6 +164,53 @@ fn a_flood_of_strangers_ends_in_the_kernel_and_a_camera_that_restarts_is_let_in(
 #[test]
 fn a_flood_of_strangers_over_ipv6_ends_in_the_kernel_too() -> Result<()> {
     flooded("a_flood_of_strangers_over_ipv6_ends_in_the_kernel_too", 1)
+}
+
+/// The camera's own address and port, forged among the viewers, where the program looks at what they send.
+fn forged(test: &str, family: usize) -> Result<()> {
+    let Some(scene) = Scene::new(test)? else { return Ok(()) };
+    // Nothing else on this host is to tell forged addresses.
+    let filters = "for filter in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $filter; done";
+    scene.node.output("sh", &["-c", filters])?;
+    let named = [scene.inner.clone(), scene.outer.clone()];
+    let mut house = House::in_scene(scene, family, &["--interface", &named[0], "--interface", &named[1]], 1)?;
+    house.until_closed(1)?;
+    let (viewer, input) = (&house.scene.viewer, house.publisher.input(0));
+    let (own, whole) = (CAMERA[family], ["/32", "/128"][family]);
+    let by = ["10.7.2.1", "fd07:2::1"][family];
+    viewer.ip(&["addr", "add", &format!("{own}{whole}"), "dev", "lo"])?;
+    viewer.ip(&["route", "add", &format!("{}{whole}", input.ip()), "via", by, "src", own])?;
+    let source = (own.parse::<IpAddr>()?, house.publisher.port(0)?);
+    let forger = viewer.inside(|| UdpSocket::bind(source))??;
+    let (strange, seen) = (house.strange()?, datagrams(&house.scene.node)?);
+    let mut sent = 0;
+    for _ in 0..300 {
+        house.burst(1)?;
+        for ahead in 0..5 {
+            // It would continue the run.
+            forger.send_to(&packet(house.number + ahead), input)?;
+            sent += 1;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        house.player.receive();
+    }
+    house.is_whole()?;
+    let up = datagrams(&house.scene.node)? - seen;
+    assert_eq!(house.strange()? - strange, sent, "each of them is counted");
+    assert!(up < 100, "{up} of {sent} datagrams went up to a socket");
+    let said = house.status()?;
+    assert!(said.contains("dropped (unknown_source)") && said.contains(" 1 ports closed"), "{said}");
+    house.proxy.terminate(LIMIT)
+}
+
+#[test]
+fn the_cameras_own_address_and_port_forged_among_viewers_ends_in_the_kernel() -> Result<()> {
+    forged("the_cameras_own_address_and_port_forged_among_viewers_ends_in_the_kernel", 0)
+}
+
+#[test]
+fn the_same_forged_over_ipv6_ends_in_the_kernel_too() -> Result<()> {
+    forged("the_same_forged_over_ipv6_ends_in_the_kernel_too", 1)
 }
 
 /// Two cameras of two addresses share a pair of ports: it is closed while both are in the kernel, and opened before the

@@ -148,6 +148,14 @@ impl Publisher {
         }
     }
 
+    /// Port that media of a track leaves from; UDP only.
+    pub fn port(&self, track: usize) -> Result<u16> {
+        match &self.tracks[track] {
+            Way::Udp { rtp, .. } => Ok(rtp.local_addr()?.port()),
+            Way::Tcp { .. } => unreachable!("the test published over UDP"),
+        }
+    }
+
     /// RTCP that the proxy sent about a track since the last call; UDP only.
     pub fn received_control(&self, track: usize) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
