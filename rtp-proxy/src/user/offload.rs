@@ -34,6 +34,7 @@ use crate::user::room;
 
 mod batch;
 mod flow;
+mod leaving;
 mod leg;
 mod seats;
 mod step;
@@ -165,7 +166,8 @@ impl Offload {
     /// As far as can be seen: the program has seen a packet of it lately, and nothing came up past the program.
     fn is_certain(&self, now: Instant) -> bool {
         let lately = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
-        self.flow.as_ref().is_some_and(|flow| flow.met && lately(flow.arrived) && !lately(flow.strayed_at))
+        let is_seen = |flow: &Flow| flow.met && lately(flow.arrived) && !lately(flow.strayed_at);
+        self.flow.as_ref().is_some_and(|flow| flow.leaving.is_none() && is_seen(flow))
     }
 
     /// When [`Self::step`] has something to do, if that is soon.
@@ -179,7 +181,9 @@ impl Offload {
             return Err(UserReason::Idle);
         };
         match (leg.place, &self.flow) {
-            (Place::Kernel | Place::Draining { .. } | Place::Between { .. }, Some(flow)) => {
+            (Place::Kernel | Place::Draining { .. } | Place::Between { .. }, Some(flow))
+                if flow.leaving.is_none() =>
+            {
                 return Ok(flow.source.ingress.rung);
             }
             (Place::Arming, _) => return Err(UserReason::Moving),
@@ -226,6 +230,7 @@ impl Offload {
         }
         if let Some(flow) = &mut self.flow {
             match source {
+                _ if flow.leaving.is_some() => {}
                 Ok(ref source) if source.key() == flow.source.key() => flow.source = source.clone(),
                 _ => self.dissolve(now, kernel, media, BACKOFF),
             }
@@ -255,7 +260,7 @@ impl Offload {
         media: &mut TrackInput,
         source: Source,
     ) -> Result<(), NoSeat> {
-        if self.failed.as_ref().is_some_and(|(until, _)| now < *until) {
+        if self.is_leaving() || self.failed.as_ref().is_some_and(|(until, _)| now < *until) {
             return Ok(());
         }
         let Some(standing) = media.standing().filter(|_| media.is_steady()) else { return Ok(()) };

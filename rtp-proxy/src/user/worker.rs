@@ -23,7 +23,6 @@ use crate::kernel::ways::Inbox;
 use super::input_pair::{InputPair, PairId};
 use super::io_buffers::IoBuffers;
 use super::leg::{Drops, LegOut, Way};
-use super::offload::GRACE;
 use super::stream::Stream;
 use super::tcp::{ConnSlot, Pushed, run_on_worker};
 use super::udp;
@@ -313,15 +312,13 @@ impl Shared {
         match command {
             Command::Apply { steps, answer } => {
                 let result = steps.into_iter().try_for_each(|step| self.apply(step));
-                let stopping = self.take_stopping();
+                let (stopping, shared) = (self.take_stopping(), self.clone());
                 // Tasks that were ended close their sockets at their next turn, which comes before this one:
                 // when the answer is there, ports that were given up can be opened again.
                 tokio::task::spawn_local(async move {
                     tokio::task::yield_now().await;
-                    if stopping {
-                        // A viewer that is told that it is paused gets nothing more.
-                        tokio::time::sleep(GRACE).await;
-                    }
+                    // A viewer that is told that it is paused gets nothing more.
+                    shared.await_stops(stopping).await;
                     let _ = answer.send(result);
                 });
             }

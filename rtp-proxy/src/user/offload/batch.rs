@@ -20,6 +20,12 @@ struct Unseen {
     ahead: bool,
 }
 
+/// Whether a number is in the books, `None` if they do not reach back to it.
+fn is_in((highest, window): (u64, u64), number: u64) -> Option<bool> {
+    let Some(behind) = highest.checked_sub(number) else { return Some(false) };
+    (behind < 64).then(|| window & (1 << behind) != 0)
+}
+
 impl Offload {
     /// To be called with a batch in hand, before the input judges it.
     pub(crate) fn before_batch(&mut self, kernel: &mut Kernel<'_>, media: &mut TrackInput) {
@@ -39,7 +45,7 @@ impl Offload {
             return;
         }
         let run = self.run;
-        let unseen = self.mark(batch);
+        let unseen = self.mark(kernel, batch);
         // Whoever arms has read all that came before the flow was there.
         let awaited = self.legs.iter().any(|leg| leg.place == Place::Arming);
         let arrivals = batch.arrivals();
@@ -83,7 +89,8 @@ impl Offload {
             }
         }
         if let Some(flow) = &mut self.flow {
-            let strayed = unseen.ahead && (flow.met || awaited);
+            // Of a flow that is being taken back everything comes up.
+            let strayed = unseen.ahead && (flow.met || awaited) && flow.leaving.is_none();
             flow.bypassed = if strayed { flow.bypassed + 1 } else { 0 };
             if unseen.any {
                 flow.strayed_at = Some(now);
@@ -96,20 +103,28 @@ impl Offload {
     }
 
     /// Marks what came up in a way that the program did not count: it was not forwarded.
-    fn mark(&self, batch: &mut Batch) -> Unseen {
-        let (highest, window) = self.seen;
+    fn mark(&self, kernel: &Kernel<'_>, batch: &mut Batch) -> Unseen {
         let mut unseen = Unseen::default();
+        let mut again = None;
         for index in 0..batch.arrivals().len() {
             let Some(arrival) = batch.arrivals().get(index).filter(|arrival| arrival.run == self.run) else {
                 continue;
             };
-            let behind = highest.checked_sub(arrival.ext);
-            unseen.ahead |= behind.is_none();
             // Further back nobody knows; it was before the last 64 packets.
-            if behind.is_none_or(|behind| behind < 64 && window & (1 << behind) == 0) {
-                batch.mark_only_here(index);
-                unseen.any = true;
+            if is_in(self.seen, arrival.ext).unwrap_or(true) {
+                continue;
             }
+            // The books are not read in one go: number and window may be of two packets.
+            let again = again.get_or_insert_with(|| {
+                let stats = self.flow.as_ref().and_then(|flow| kernel.table.flow_stats(flow.stats).ok());
+                stats.map_or(self.seen, |stats| (stats.highest, stats.window))
+            });
+            if is_in(*again, arrival.ext) == Some(true) {
+                continue;
+            }
+            unseen.ahead |= arrival.ext > self.seen.0;
+            unseen.any = true;
+            batch.mark_only_here(index);
         }
         unseen
     }

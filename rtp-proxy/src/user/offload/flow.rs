@@ -5,6 +5,7 @@ use std::time::Instant;
 use msm_fastpath::{Admission, FlowEntry, FlowKind, GroupMode, RtpEdit};
 use msm_media::{Standing, TrackInput};
 
+use super::leaving::Leaving;
 use super::seats::{NoSeat, Seats};
 use super::{HOLD, Kernel, Offload, Source, wire};
 use crate::kernel::slots::Holder;
@@ -51,6 +52,8 @@ pub(super) struct Flow {
     pub(super) emptied_at: Option<Instant>,
     /// When the program saw a packet last, as of the last look.
     pub(super) arrived: Option<Instant>,
+    /// It is being taken back: its entry is removed.
+    pub(super) leaving: Option<Leaving>,
 }
 
 impl Offload {
@@ -95,6 +98,7 @@ impl Offload {
             strayed_at: None,
             emptied_at: None,
             arrived: None,
+            leaving: None,
         });
         kernel.table.put_flow_stats(stats, &start)?;
         Ok(())
@@ -108,6 +112,9 @@ impl Offload {
         copies: bool,
     ) -> Result<(), TableError> {
         let Self { flow: Some(flow), legs, .. } = self else { return Ok(()) };
+        if flow.leaving.is_some() {
+            return Ok(());
+        }
         let edits: Vec<_> = legs.iter().filter_map(|leg| Some(leg.written.as_ref()?.edit)).collect();
         let mode = GroupMode::for_edits(&edits);
         let (first_leg, walked) = flow.seats.walked();

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use msm_fastpath::{Gate, LegStats};
+use msm_fastpath::{FlowStats, Gate, LegStats};
 use msm_graph::LegId;
 use msm_media::Part;
 use msm_media::project::Head;
@@ -34,8 +34,11 @@ pub(super) enum Place {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stop {
     pub(super) run: u32,
-    /// First number that the gate does not let pass.
+    /// First number that the gate does not let pass; the number from which it was armed, where it had not opened.
     pub(super) until: u64,
+    /// It had not opened when it was shut: what its leg had been sent by then. A packet that opened it in between, and
+    /// those behind it, are counted beyond that.
+    pub(super) opening: Option<u64>,
     /// When the gate was written, by the kernel's clock.
     pub(super) nanos: u64,
     /// From here on every packet has found the gate.
@@ -118,6 +121,16 @@ impl Leg {
             self.stop = None;
             return;
         };
+        if let Some(before) = stop.opening {
+            let packets =
+                kernel.table.leg_stats(id).map_or(0, |counted| counted.packets.saturating_sub(before));
+            if let Some(ext) = last_sent(stop.until, packets, &stats) {
+                let progress = wire::progress_of(&stats, &kernel.epoch);
+                self.sent = Some(Box::new((stop.run, Head { ext, ts: progress.ts, at: progress.ts_at })));
+            }
+            self.stop = None;
+            return;
+        }
         let shut_at = gate.moved_at().map(|at| extend(stats.highest, at));
         // A packet is booked first and asks the gate then: one that came after the gate was written may be
         // between the two.
@@ -140,4 +153,16 @@ impl Leg {
         // In the kernel only as it was written there.
         may && (self.place == Place::User || self.plan.as_ref().ok() == self.written.as_ref())
     }
+}
+
+/// The highest of the first `packets` numbers from `from` on that the program has seen, `None` if it is none.
+fn last_sent(from: u64, packets: u64, stats: &FlowStats) -> Option<u64> {
+    let came = |number: &u64| stats.window & (1 << (stats.highest - number)) != 0;
+    if packets == 0 || stats.highest < from {
+        return None;
+    }
+    let known = from.max(stats.highest.saturating_sub(63));
+    // Before the last 64 all came, for all that is known.
+    let left = usize::try_from(packets - 1).ok()?.saturating_sub((known - from) as usize);
+    Some((known..=stats.highest).filter(came).nth(left).unwrap_or(stats.highest))
 }

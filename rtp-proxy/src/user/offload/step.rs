@@ -14,6 +14,10 @@ use crate::kernel::table::TableError;
 impl Offload {
     /// Does what is due: opens gates, shuts gates, turns copies on and off.
     pub(crate) fn step(&mut self, now: Instant, kernel: &mut Kernel<'_>, media: &mut TrackInput) {
+        if self.is_leaving() {
+            self.step_leaving(now, kernel, media);
+            return;
+        }
         if let Err(error) = self.try_step(now, kernel, media) {
             self.fail(now, kernel, media, error.into());
         }

@@ -8,10 +8,9 @@ use msm_media::project::Head;
 use msm_media::seq::extend;
 use msm_media::{Elsewhere, TrackInput};
 
-use super::flow::Sight;
 use super::leg::{Place, Stop};
 use super::seats::NoSeat;
-use super::{BACKOFF, DISTRUST, GRACE, Kernel, Offload, SETTLED, wire};
+use super::{BACKOFF, DISTRUST, GRACE, Kernel, Offload, wire};
 use crate::kernel::hop::UserReason;
 use crate::kernel::table::TableError;
 
@@ -31,37 +30,62 @@ impl Offload {
             return;
         }
         leg.ready_at = now + GRACE;
+        if place == Place::Arming {
+            // Nothing has passed its gate that this does not count, unless the gate says so.
+            leg.count(flow, kernel);
+        }
         let (Ok(stats), Ok(gate)) = (kernel.table.flow_stats(flow.stats), kernel.table.gate(id)) else {
             let _ = kernel.table.put_gate(id, Gate::Disabled.into());
             return;
         };
-        let until = match (place, gate.moved_at()) {
+        let (until, opening) = match (place, gate.moved_at()) {
             // What the kernel sent the worker knows.
-            (Place::User | Place::Between { .. }, _) | (Place::Arming, None) => {
+            (Place::User | Place::Between { .. }, _) => {
                 let _ = kernel.table.put_gate(id, Gate::Disabled.into());
                 return;
             }
+            // A packet may open it before it is shut, and pass.
+            (Place::Arming, None) => {
+                let from = match gate.try_into() {
+                    Ok(Gate::Armed(from)) => extend(stats.highest, from),
+                    _ => stats.highest + 1,
+                };
+                if kernel.table.put_gate(id, Gate::Disabled.into()).is_err() {
+                    return;
+                }
+                (from, Some(leg.counted.packets))
+            }
             // It shuts already.
             (Place::Draining { .. }, _) => match gate.try_into() {
-                Ok(Gate::Draining(until)) => extend(stats.highest, until),
-                _ => stats.highest + 1,
+                Ok(Gate::Draining(until)) => (extend(stats.highest, until), None),
+                _ => (stats.highest + 1, None),
             },
             (Place::Kernel | Place::Arming, _) => {
                 let until = stats.highest + 1;
                 if kernel.table.put_gate(id, Gate::Draining(until as u16).into()).is_err() {
                     return;
                 }
-                until
+                (until, None)
             }
         };
         let (nanos, due) = (kernel.table.now(), now + GRACE);
-        leg.stop = Some(Box::new(Stop { run, until, nanos, due, looked_again: false }));
+        leg.stop = Some(Box::new(Stop { run, until, opening, nanos, due, looked_again: false }));
         self.due = Some(self.due.map_or(due, |known| known.min(due)));
     }
 
     /// Whether packets may still be on their way to a leg that was paused.
     pub(crate) fn is_stopping(&self, leg: LegId) -> bool {
         self.legs.iter().any(|known| known.who == leg && known.stop.is_some())
+    }
+
+    /// Shuts the gates of legs that were paused, where every packet has found them by now. Returns whether some are
+    /// left.
+    pub(crate) fn settle_stops(&mut self, now: Instant, kernel: &mut Kernel<'_>) -> bool {
+        let Self { flow: Some(flow), legs, .. } = self else { return false };
+        for leg in legs.iter_mut() {
+            leg.settle_stop(now, flow, kernel, false);
+        }
+        legs.iter().any(|leg| leg.stop.is_some())
     }
 
     /// The leg is about to go: it stops at once. Its counters stay to be asked for.
@@ -107,17 +131,18 @@ impl Offload {
             leg.sent = Some(Box::new((run, head_of(&progress))));
             leg.place = Place::User;
         }
-        self.close(now, kernel);
+        self.close(now, kernel, OnTheWay::Stopped);
     }
 
-    /// Everything comes back, at once and for reasons of ours.
+    /// Everything comes back, for reasons of ours.
     pub(crate) fn give_up(&mut self, now: Instant, kernel: &mut Kernel<'_>, media: &mut TrackInput) {
         self.dissolve(now, kernel, media, Duration::ZERO);
     }
 
-    /// After [`Self::give_up`], when everything that waited here has been dealt with: no leg has a part that is
-    /// another's any more.
-    pub(crate) fn settle(&mut self) {
+    /// [`GRACE`] after [`Self::give_up`], when everything that waited here has been dealt with: no leg has a part
+    /// that is another's any more.
+    pub(crate) fn settle(&mut self, now: Instant, kernel: &mut Kernel<'_>, media: &mut TrackInput) {
+        self.finish(now, kernel, media);
         for leg in &mut self.legs {
             leg.place = Place::User;
         }
@@ -128,56 +153,16 @@ impl Offload {
     pub(super) fn end_run(&mut self, now: Instant, kernel: &mut Kernel<'_>) {
         let run = self.run;
         let progress = self.withdraw(kernel);
+        // Its last packet may still be on its way to the legs.
+        self.close(now, kernel, OnTheWay::Arrives);
         for leg in self.legs.iter_mut().filter(|leg| leg.place != Place::User) {
-            leg.sent = progress.map(|progress| Box::new((run, head_of(&progress))));
+            // Of a flow that ended before it is said already how far it came.
+            if let Some(progress) = progress {
+                leg.sent = Some(Box::new((run, head_of(&progress))));
+            }
             leg.place = Place::User;
             leg.stays_until = now + BACKOFF;
         }
-        self.close(now, kernel);
-    }
-
-    /// The kernel is to forward nothing more, while the run goes on here.
-    pub(super) fn dissolve(
-        &mut self,
-        now: Instant,
-        kernel: &mut Kernel<'_>,
-        media: &mut TrackInput,
-        stay: Duration,
-    ) {
-        let settled = self
-            .flow
-            .as_ref()
-            .is_some_and(|flow| matches!(flow.sight, Sight::Alone { since } if now >= since + SETTLED));
-        let Some(progress) = self.withdraw(kernel) else { return };
-        let stop = progress.highest + 1;
-        self.seen = (progress.highest, progress.window);
-        for leg in &mut self.legs {
-            let id = leg.seat.zip(self.flow.as_ref()).and_then(|(seat, flow)| flow.seats.id(seat));
-            let moved = || {
-                let gate = id.and_then(|id| kernel.table.gate(id).ok())?;
-                gate.moved_at().map(|at| extend(progress.highest, at))
-            };
-            leg.place = match leg.place {
-                Place::User => continue,
-                Place::Kernel if settled => Place::User,
-                Place::Kernel => Place::Draining { stop: Some(stop) },
-                Place::Arming => moved().map_or(Place::User, |until| Place::Between { until, stop }),
-                Place::Draining { stop: known } => {
-                    Place::Draining { stop: known.or_else(moved).or(Some(stop)) }
-                }
-                between @ Place::Between { .. } => between,
-            };
-            leg.sent = Some(Box::new((self.run, head_of(&progress))));
-            leg.stays_until = now + stay;
-        }
-        if media.current().is_some_and(|current| current.run == self.run) {
-            if settled {
-                media.absorb(now, &progress);
-            } else {
-                media.expect(&progress, false);
-            }
-        }
-        self.close(now, kernel);
     }
 
     pub(super) fn fail(
@@ -199,7 +184,7 @@ impl Offload {
     }
 
     /// Takes the flow out of the kernel and returns how far it came.
-    fn withdraw(&mut self, kernel: &mut Kernel<'_>) -> Option<Elsewhere> {
+    pub(super) fn withdraw(&mut self, kernel: &mut Kernel<'_>) -> Option<Elsewhere> {
         let flow = self.flow.as_ref()?;
         if let Err(error) = kernel.table.remove_flow(&flow.source.key()) {
             tracing::warn!(event = "kernel.flow", name = self.stream, %error, "a flow may stay in the kernel");
@@ -210,15 +195,18 @@ impl Offload {
 
     /// Gives everything back; no entry names it any more. Should the kernel not let go of the entry, nobody else gets
     /// what it names, for it would send to them.
-    fn close(&mut self, now: Instant, kernel: &mut Kernel<'_>) {
+    pub(super) fn close(&mut self, now: Instant, kernel: &mut Kernel<'_>, on_the_way: OnTheWay) {
         let Some(flow) = self.flow.take() else { return };
         self.certain.set(false);
         let removed = kernel.table.remove_flow(&flow.source.key()).is_ok();
         for leg in &mut self.legs {
             leg.settle_stop(now, &flow, kernel, true);
             leg.count(&flow, kernel);
+            let is_open = matches!(leg.place, Place::Kernel | Place::Draining { .. });
+            let stays_open = removed && is_open && on_the_way == OnTheWay::Arrives;
             let id = leg.seat.take().and_then(|seat| flow.seats.id(seat));
-            if let Some(id) = id {
+            // The next holder shuts it before anything else.
+            if let Some(id) = id.filter(|_| !stays_open) {
                 let _ = kernel.table.put_gate(id, Gate::Disabled.into());
             }
             leg.written = None;
@@ -231,6 +219,16 @@ impl Offload {
     }
 }
 
-fn head_of(progress: &Elsewhere) -> Head {
+/// What becomes of a packet that found the flow before it was taken out, and is now being sent to one leg after the
+/// other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnTheWay {
+    /// It comes to every leg. No packet can find a gate by then that its next holder has opened: ids rest.
+    Arrives,
+    /// It stops where it is, or there is none.
+    Stopped,
+}
+
+pub(super) fn head_of(progress: &Elsewhere) -> Head {
     Head { ext: progress.highest, ts: progress.ts, at: progress.ts_at }
 }

@@ -70,6 +70,25 @@ fn a_tcp_leg_beside_gets_every_packet_from_the_worker() {
 }
 
 #[test]
+fn books_that_are_read_while_the_program_writes_them_double_nothing() {
+    let mut world = steady(64, 2);
+    world.join(true);
+    world.settle();
+    for _ in 0..10 {
+        world.lose();
+        world.send_part_of_the_way(1, None);
+        world.leave_program();
+        world.model.torn.set(true);
+        while world.has_work() {
+            world.work();
+        }
+        world.pass_time(20_000);
+        world.tick();
+    }
+    world.check_all();
+}
+
+#[test]
 fn a_restarted_source_is_spliced_by_the_worker_and_its_legs_go_back() {
     let mut world = steady(3, 2);
     for _ in 0..20 {
@@ -378,7 +397,7 @@ fn a_leg_that_is_paused_in_a_burst_goes_on_with_the_number_after_its_last() {
         world.send(3);
         // The number of a packet that the gate held is the leg's next one, whatever the program has booked.
         if round % 2 == 0 {
-            world.pause_at_a_packet(0);
+            world.pause_at_a_packet(0, false);
         } else {
             world.pause(0);
         }
@@ -395,6 +414,29 @@ fn a_leg_that_is_paused_in_a_burst_goes_on_with_the_number_after_its_last() {
         assert_eq!(world.rung(0), Some(Rung::Tcx), "round {round}");
     }
     world.check_all();
+}
+
+#[test]
+fn a_leg_whose_gate_opens_as_it_is_paused_goes_on_with_the_number_after_its_last() {
+    for seed in 40..60 {
+        let mut world = steady(seed, 2);
+        world.ask(0, Rung::User);
+        world.settle();
+        world.ask(0, Rung::Tcx);
+        while world.offload.legs[0].place != Place::Arming {
+            world.pass_time(1_000);
+            world.tick();
+        }
+        world.pause_at_a_packet(0, true);
+        world.settle();
+        world.restart();
+        world.settle();
+        world.play(0);
+        world.settle();
+        let (last, next) = world.numbers(0).unwrap();
+        assert_eq!(next, last.wrapping_add(1), "seed {seed}");
+        world.check_all();
+    }
 }
 
 #[test]
@@ -433,6 +475,63 @@ fn what_is_handed_over_comes_back_first() {
     world.check_all();
 }
 
+type TakeBack = fn(&mut World);
+
+/// What may take every leg back while a packet is on its way through the program.
+fn every_way_back() -> [(&'static str, TakeBack); 3] {
+    let route: TakeBack = |world| {
+        world.ingress = Ok(8);
+        world.reconcile();
+    };
+    let refused: TakeBack = |world| {
+        world.model.refuse = Some(0);
+        world.join(false);
+        world.reconcile();
+        assert!(world.model.flows.is_empty() || world.model.refuse.is_some());
+    };
+    [("route", route), ("refused", refused), ("upgrade", World::hand_over)]
+}
+
+#[test]
+fn a_packet_that_is_on_its_way_when_the_flow_is_taken_out_comes_to_every_leg_once() {
+    for (name, take_back) in every_way_back() {
+        for over_tcp in [false, true] {
+            // Just found, just in the books, sent to some of the legs.
+            for (way, packets) in
+                [(None, 1), (None, 100), (Some(0), 1), (Some(1), 1), (Some(2), 40), (Some(9), 1)]
+            {
+                for seed in 70..74 {
+                    let mut world = steady(seed, 5);
+                    if over_tcp {
+                        world.join(true);
+                        world.settle();
+                    }
+                    world.send_part_of_the_way(packets, way);
+                    take_back(&mut world);
+                    world.leave_program();
+                    world.settle();
+                    let check = std::panic::AssertUnwindSafe(|| world.check_all());
+                    let outcome = std::panic::catch_unwind(check);
+                    assert!(
+                        outcome.is_ok(),
+                        "{name}, TCP {over_tcp}, way {way:?}, {packets} packets, {seed}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_last_packet_of_a_run_comes_to_every_leg_though_the_next_run_is_here() {
+    let mut world = steady(75, 5);
+    world.send_part_of_the_way(1, Some(2));
+    world.restart_beside();
+    world.settle();
+    world.settle();
+    world.check_all();
+}
+
 /// Everything at once, in an order that the seed decides.
 fn riot(seed: u64, rounds: u64) -> u64 {
     let mut world = World::new(seed);
@@ -443,19 +542,28 @@ fn riot(seed: u64, rounds: u64) -> u64 {
     for _ in 0..rounds {
         let viewers = world.viewers.len().max(1) as u64;
         let one = world.rng.below(viewers) as usize;
+        let was_passing = world.has_passing();
         match world.rng.below(400) {
             0..3 if viewers < 9 => {
                 let tcp = world.rng.one_in(4);
                 world.join(tcp);
             }
-            3 => gone.extend(world.leave(one)),
+            3 => {
+                // What is on its way then may be counted twice.
+                world.leave_program();
+                gone.extend(world.leave(one));
+            }
             4..8 => world.pause(one),
             8..16 => world.play(one),
             16..60 => world.ask(one, Rung::User),
             60..120 => world.ask(one, Rung::Tcx),
             120 if world.rng.one_in(6) => world.restart(),
             121 => world.mac = world.mac.wrapping_add(1),
-            122 => world.ingress = Ok(5 + world.rng.below(2) as u32),
+            122..125 => world.ingress = Ok(5 + world.rng.below(2) as u32),
+            125..180 => {
+                let (packets, legs) = (1 + world.rng.below(8), world.rng.below(6) as u32);
+                world.send_part_of_the_way(packets, legs.checked_sub(1));
+            }
             _ => {
                 let burst = 1 + world.rng.below(8);
                 world.send(burst);
@@ -463,6 +571,10 @@ fn riot(seed: u64, rounds: u64) -> u64 {
         }
         if world.rng.one_in(2) {
             world.work();
+        }
+        // What is on its way is through before the grace is over.
+        if was_passing {
+            world.leave_program();
         }
         let micros = world.rng.below(4_000);
         world.pass_time(micros);

@@ -304,9 +304,21 @@ impl Stream {
             self.out_bytes += bytes;
         }
         if is_stopping {
-            kernel.note_stopping();
+            kernel.note_stopping(self.id);
             shared.wake_due(self.id, kernel);
         }
+    }
+
+    /// Shuts the gates of legs that were paused, where every packet has found them by now. Returns whether some are
+    /// left.
+    pub(crate) fn settle_stops(&mut self, now: Instant, shared: &Shared) -> bool {
+        let Ok(kernel) = shared.kernel() else { return false };
+        let mut kernel = kernel.borrow_mut();
+        let mut is_stopping = false;
+        for Track { kernel: TrackKernel { offload, .. }, .. } in &mut self.tracks {
+            is_stopping |= offload.settle_stops(now, &mut kernel.hands());
+        }
+        is_stopping
     }
 
     /// Whether packets may still be on their way to a leg that was paused.
@@ -333,6 +345,9 @@ impl Stream {
         self.out_packets += packets;
         self.out_bytes += bytes;
         offload.forget(leg, now, hands, media);
+        if offload.due().is_some() {
+            shared.wake_due(id, &mut kernel);
+        }
     }
 
     /// The input of a track goes, or becomes another one.
@@ -366,30 +381,34 @@ impl Stream {
         }
     }
 
-    /// Everything of the stream comes back to this worker, as it is about to be handed over. Returns whether
-    /// something was away.
+    /// Everything of the stream comes back to this worker, as it is about to be handed over: what is on its way
+    /// through the kernel has arrived a moment later. Returns whether something was away.
     pub(crate) fn yield_kernel(&mut self, now: Instant, shared: &Shared) -> bool {
         let Ok(kernel) = shared.kernel() else { return false };
         let mut kernel = kernel.borrow_mut();
         let hands = &mut kernel.hands();
         let mut was_away = false;
-        for Track { kernel: TrackKernel { offload, .. }, media, legs, .. } in &mut self.tracks {
+        for Track { kernel: TrackKernel { offload, .. }, media, .. } in &mut self.tracks {
             was_away |= !offload.is_idle();
             offload.give_up(now, hands, media);
-            for out in legs {
-                take_sent(offload, out);
-                let (packets, bytes) = count(offload, out, hands);
-                self.out_packets += packets;
-                self.out_bytes += bytes;
-            }
         }
         was_away | self.arming.iter().any(|arming| arming.ready_at.is_some())
     }
 
-    /// What waited at the sockets when it came back has been read.
+    /// That moment has passed, and what waited at the sockets has been read.
     pub(crate) fn settle_kernel(&mut self, now: Instant, shared: &Shared) {
-        for Track { kernel: TrackKernel { offload, .. }, .. } in &mut self.tracks {
-            offload.settle();
+        if let Ok(kernel) = shared.kernel() {
+            let mut kernel = kernel.borrow_mut();
+            let hands = &mut kernel.hands();
+            for Track { kernel: TrackKernel { offload, .. }, media, legs, .. } in &mut self.tracks {
+                offload.settle(now, hands, media);
+                for out in legs {
+                    take_sent(offload, out);
+                    let (packets, bytes) = count(offload, out, hands);
+                    self.out_packets += packets;
+                    self.out_bytes += bytes;
+                }
+            }
         }
         for arming in &mut self.arming {
             arming.ready_at = arming.ready_at.map(|_| now);

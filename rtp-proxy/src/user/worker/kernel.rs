@@ -23,6 +23,9 @@ use crate::user::offload::{Epoch, GRACE, Kernel};
 /// Lines about legs of one stream that change their rung, per [`LINE_INTERVAL`].
 const LINES: u32 = 10;
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// A gate is shut for good after [`GRACE`], or twice that where a packet was just passing. Whoever paused is not kept
+/// waiting for longer than this, whatever comes between.
+const LONGEST_STOP: Duration = Duration::from_millis(50);
 
 /// What one worker owns of the fast path.
 #[derive(Debug)]
@@ -34,8 +37,8 @@ pub(crate) struct KernelEnd {
     due: BTreeSet<StreamId>,
     /// Nothing goes to the kernel: the proxy is being handed over.
     rests: bool,
-    /// A leg was paused; see [`Stream::is_stopping`].
-    stopping: bool,
+    /// Streams with legs that were paused; see [`Stream::is_stopping`].
+    stopping: Vec<StreamId>,
     /// Flows of an earlier process that go on.
     continued: Vec<Continued>,
     lines: LineLimiter<StreamId>,
@@ -61,7 +64,7 @@ impl KernelEnd {
             wanted: HashMap::new(),
             due: BTreeSet::new(),
             rests: false,
-            stopping: false,
+            stopping: Vec::new(),
             continued: Vec::new(),
             lines,
         }
@@ -92,8 +95,10 @@ impl KernelEnd {
         self.rests
     }
 
-    pub(crate) fn note_stopping(&mut self) {
-        self.stopping = true;
+    pub(crate) fn note_stopping(&mut self, stream: StreamId) {
+        if !self.stopping.contains(&stream) {
+            self.stopping.push(stream);
+        }
     }
 
     /// Whether a flow that an earlier process left goes on under the key of a source of ours, for viewers that
@@ -195,10 +200,26 @@ impl Shared {
         self.due.notify_one();
     }
 
-    /// Whether what was just done leaves packets on their way through the kernel, for [`GRACE`], that its answer
-    /// must wait for.
-    pub(super) fn take_stopping(&self) -> bool {
-        self.kernel.as_ref().is_ok_and(|kernel| std::mem::take(&mut kernel.borrow_mut().stopping))
+    /// The streams where what was just done leaves packets on their way through the kernel, which the answer must wait
+    /// for ([`Shared::await_stops`]).
+    pub(super) fn take_stopping(&self) -> Vec<StreamId> {
+        match &self.kernel {
+            Ok(kernel) => std::mem::take(&mut kernel.borrow_mut().stopping),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Waits until the gates of legs that were paused are shut for good, at most [`LONGEST_STOP`].
+    pub(super) async fn await_stops(&self, streams: Vec<StreamId>) {
+        let deadline = Instant::now() + LONGEST_STOP;
+        let mut waiting = streams;
+        while !waiting.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(GRACE).await;
+            waiting.retain(|stream| {
+                self.stream(*stream)
+                    .is_some_and(|stream| stream.borrow_mut().settle_stops(Instant::now(), self))
+            });
+        }
     }
 
     /// Every UDP leg of this worker is to be there; `None` leaves them to the rules.

@@ -1,5 +1,6 @@
 //! The programs as values: tables, and what they do with one datagram or super-packet.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use msm_fastpath::gso::Segments;
@@ -27,9 +28,10 @@ pub(crate) struct Model {
     pub(crate) legs: HashMap<u32, LegEntry>,
     pub(crate) gates: HashMap<u32, GateEntry>,
     pub(crate) counts: HashMap<u32, LegStats>,
-    /// What the program meets right after the next gate was written, before anything is read; and then what it
-    /// did with it.
+    /// What the program meets right after the next gate was written, before anything is read, or right before; and then
+    /// what it did with it.
     pub(crate) racing: Vec<(FlowKey, Vec<u8>)>,
+    pub(crate) racing_ahead: Vec<(FlowKey, Vec<u8>)>,
     pub(crate) raced: (Vec<Copy>, Vec<Vec<u8>>),
     /// Writes to fail from now on.
     pub(crate) broken: bool,
@@ -37,6 +39,8 @@ pub(crate) struct Model {
     pub(crate) refuse: Option<u32>,
     /// Flows stay, whoever removes them.
     pub(crate) sticky: bool,
+    /// The next look at the books finds the number of the last packet and the window of the one before.
+    pub(crate) torn: Cell<bool>,
     /// The program is not attached any more.
     pub(crate) detached: bool,
 }
@@ -52,6 +56,16 @@ fn refused() -> TableError {
 }
 
 impl Model {
+    fn race(&mut self, packets: Vec<(FlowKey, Vec<u8>)>) {
+        for (key, packet) in packets {
+            let mut copies = Vec::new();
+            if self.ingress(&key, std::slice::from_ref(&packet), &mut copies) {
+                self.raced.1.push(packet);
+            }
+            self.raced.0.extend(copies);
+        }
+    }
+
     fn write(&mut self) -> Result<(), TableError> {
         self.refuse = match self.refuse {
             Some(0) => {
@@ -89,7 +103,11 @@ impl Table for Model {
         Ok(())
     }
     fn flow_stats(&self, index: u32) -> Result<FlowStats, TableError> {
-        Ok(self.stats.get(&index).copied().unwrap_or(FlowStats::ZERO))
+        let mut stats = self.stats.get(&index).copied().unwrap_or(FlowStats::ZERO);
+        if self.torn.take() {
+            stats.window >>= 1;
+        }
+        Ok(stats)
     }
     fn put_leg(&mut self, slot: u32, entry: &LegEntry) -> Result<(), TableError> {
         self.write()?;
@@ -106,14 +124,11 @@ impl Table for Model {
         Ok(())
     }
     fn put_gate(&mut self, id: u32, gate: GateEntry) -> Result<(), TableError> {
+        let ahead = std::mem::take(&mut self.racing_ahead);
+        self.race(ahead);
         self.gates.insert(id, gate);
-        for (key, packet) in std::mem::take(&mut self.racing) {
-            let mut copies = Vec::new();
-            if self.ingress(&key, std::slice::from_ref(&packet), &mut copies) {
-                self.raced.1.push(packet);
-            }
-            self.raced.0.extend(copies);
-        }
+        let behind = std::mem::take(&mut self.racing);
+        self.race(behind);
         Ok(())
     }
     fn gate(&self, id: u32) -> Result<GateEntry, TableError> {
@@ -145,16 +160,42 @@ impl OrShut for Option<GateEntry> {
     }
 }
 
+/// A buffer of one datagram or several that is on its way through the program.
+#[derive(Debug)]
+pub(crate) struct Passing {
+    packets: Vec<Vec<u8>>,
+    entry: FlowEntry,
+    progress: Progress,
+    arrival: Arrival,
+    newest: bool,
+    booked: bool,
+    copied: bool,
+    /// Slots that it has been at.
+    walked: u32,
+}
+
+impl Passing {
+    pub(crate) fn packets(&self) -> &[Vec<u8>] {
+        &self.packets
+    }
+}
+
 impl Model {
     /// What the program does with one datagram, or with one super-packet of several. Returns whether it goes up.
     pub(crate) fn ingress(&mut self, key: &FlowKey, packets: &[Vec<u8>], copies: &mut Vec<Copy>) -> bool {
-        let Some(entry) = self.flows.get(&bytes(key)).copied().filter(|_| !self.detached) else {
-            return true;
-        };
-        if entry.mode == GroupMode::ToUser as u8 {
-            return true;
+        match self.enter(key, packets) {
+            Some(passing) => self.leave(passing, copies),
+            None => true,
         }
-        let Some(mut stats) = self.stats.get(&entry.stats).copied() else { return true };
+    }
+
+    /// The program has found the flow and judged the packets; nothing is in the books yet. `None`: they go up.
+    pub(crate) fn enter(&mut self, key: &FlowKey, packets: &[Vec<u8>]) -> Option<Passing> {
+        let entry = self.flows.get(&bytes(key)).copied().filter(|_| !self.detached)?;
+        if entry.mode == GroupMode::ToUser as u8 {
+            return None;
+        }
+        let mut stats = self.stats.get(&entry.stats).copied()?;
         assert_eq!(entry.tag, key.tag());
         let arrival = Arrival::new(self.nanos, entry.clock_rate);
         let mut progress = Progress::of(&stats);
@@ -165,43 +206,69 @@ impl Model {
             {
                 stats.strange += 1;
                 self.stats.insert(entry.stats, stats);
-                return true;
+                return None;
             }
             progress.take(header.seq(), header.timestamp(), &arrival);
         }
-        let first = *RtpFixed::parse(&packets[0]).unwrap();
-        let newest = Progress::of(&stats).is_newest(first.seq());
-        let mut copied = entry.flags & FlowEntry::COPY_TO_USER != 0;
-        for slot in entry.first_leg..entry.first_leg + u32::from(entry.legs) {
-            let leg = self.legs[&slot];
-            let gate = self.gates.get(&leg.id).copied().unwrap_or_default_gate();
-            let (gate, step) = gate.step(first.seq(), newest);
-            self.gates.insert(leg.id, gate);
-            copied |= step == Step::Stop;
-            if !step.passes() {
-                continue;
-            }
-            let edit = match GroupMode::from_u8(entry.mode).unwrap() {
-                GroupMode::Opaque | GroupMode::ToUser => msm_fastpath::RtpEdit::TRANSPARENT,
-                GroupMode::Common => entry.edit,
-                GroupMode::PerLeg => leg.edit,
-            };
-            let counts = self.counts.entry(leg.id).or_insert(super::super::NOTHING);
-            for packet in packets {
-                let mut copy = packet.clone();
-                let header = rewrite(RtpFixed::parse(packet).unwrap(), &edit);
-                copy[..12].copy_from_slice(&header.to_bytes());
-                counts.packets += 1;
-                counts.bytes += packet.len() as u64;
-                copies.push(Copy { to: u16::from_be_bytes(leg.dst_port), packet: copy });
-            }
+        let newest = Progress::of(&stats).is_newest(RtpFixed::parse(&packets[0]).unwrap().seq());
+        let copied = entry.flags & FlowEntry::COPY_TO_USER != 0;
+        let packets = packets.to_vec();
+        Some(Passing { packets, entry, progress, arrival, newest, booked: false, copied, walked: 0 })
+    }
+
+    fn segments(passing: &Passing) -> Segments {
+        let total = passing.packets.iter().map(Vec::len).sum::<usize>() as u32;
+        let size = if passing.packets.len() > 1 { passing.packets[0].len() as u32 } else { 0 };
+        Segments::new(total, size).unwrap()
+    }
+
+    /// It is in the books.
+    pub(crate) fn book(&mut self, passing: &mut Passing) {
+        if !std::mem::replace(&mut passing.booked, true) {
+            let stats = self.stats.get_mut(&passing.entry.stats).unwrap();
+            passing.progress.store(stats, &Self::segments(passing), &passing.arrival);
         }
-        let total = packets.iter().map(Vec::len).sum::<usize>() as u32;
-        let size = if packets.len() > 1 { packets[0].len() as u32 } else { 0 };
-        let segments = Segments::new(total, size).unwrap();
-        progress.store(&mut stats, &segments, &arrival);
-        progress.settle(&mut stats, &segments, copied);
-        self.stats.insert(entry.stats, stats);
-        copied
+    }
+
+    /// It is sent to the leg of the next slot. Returns whether there was one.
+    pub(crate) fn walk(&mut self, passing: &mut Passing, copies: &mut Vec<Copy>) -> bool {
+        self.book(passing);
+        let entry = passing.entry;
+        if passing.walked == u32::from(entry.legs) {
+            return false;
+        }
+        let leg = self.legs[&(entry.first_leg + passing.walked)];
+        passing.walked += 1;
+        let first = *RtpFixed::parse(&passing.packets[0]).unwrap();
+        let gate = self.gates.get(&leg.id).copied().unwrap_or_default_gate();
+        let (gate, step) = gate.step(first.seq(), passing.newest);
+        self.gates.insert(leg.id, gate);
+        passing.copied |= step == Step::Stop;
+        if !step.passes() {
+            return true;
+        }
+        let edit = match GroupMode::from_u8(entry.mode).unwrap() {
+            GroupMode::Opaque | GroupMode::ToUser => msm_fastpath::RtpEdit::TRANSPARENT,
+            GroupMode::Common => entry.edit,
+            GroupMode::PerLeg => leg.edit,
+        };
+        let counts = self.counts.entry(leg.id).or_insert(super::super::NOTHING);
+        for packet in &passing.packets {
+            let mut copy = packet.clone();
+            let header = rewrite(RtpFixed::parse(packet).unwrap(), &edit);
+            copy[..12].copy_from_slice(&header.to_bytes());
+            counts.packets += 1;
+            counts.bytes += packet.len() as u64;
+            copies.push(Copy { to: u16::from_be_bytes(leg.dst_port), packet: copy });
+        }
+        true
+    }
+
+    /// It has been at every leg. Returns whether it goes up.
+    pub(crate) fn leave(&mut self, mut passing: Passing, copies: &mut Vec<Copy>) -> bool {
+        while self.walk(&mut passing, copies) {}
+        let stats = self.stats.get_mut(&passing.entry.stats).unwrap();
+        passing.progress.settle(stats, &Self::segments(&passing), passing.copied);
+        passing.copied
     }
 }

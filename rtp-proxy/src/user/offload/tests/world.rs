@@ -12,7 +12,7 @@ use msm_media::{
     RtpView, TrackInput,
 };
 
-use super::model::{Copy, Model};
+use super::model::{Copy, Model, Passing};
 use crate::kernel::hop::{Hop, Ingress, Rung, UserReason};
 use crate::kernel::slots::{Extent, Holder, Quota, SlotRange, Slots};
 use crate::user::offload::{Candidate, Epoch, Kernel, Offload, Source};
@@ -78,6 +78,8 @@ pub(crate) struct World {
     pub(crate) ingress: Result<u32, UserReason>,
     looked_at: Instant,
     pub(crate) mac: u8,
+    /// What is on its way through the program, which sees one buffer after the other.
+    passing: Option<Passing>,
 }
 
 const CLOCK: u32 = 90_000;
@@ -132,6 +134,7 @@ impl World {
             ingress: Ok(5),
             looked_at: now,
             mac: 1,
+            passing: None,
         }
     }
 
@@ -181,6 +184,13 @@ impl World {
     }
 
     fn arrive(&mut self, packets: &[Vec<u8>]) {
+        self.enter(packets);
+        self.leave_program();
+    }
+
+    /// Packets come in at the program, in one buffer.
+    fn enter(&mut self, packets: &[Vec<u8>]) {
+        self.leave_program();
         for packet in packets {
             let view = RtpView::parse(packet).unwrap();
             let (run, seq) = (self.run, view.seq());
@@ -189,14 +199,59 @@ impl World {
         }
         let ifindex = self.ingress.clone().unwrap_or(7);
         let key = FlowKey::new(self.source.peer, self.source.local, ifindex);
-        let mut copies = Vec::new();
-        if self.model.ingress(&key, packets, &mut copies) {
+        self.passing = self.model.enter(&key, packets);
+        if self.passing.is_none() {
             self.socket.extend(packets.iter().cloned());
         }
+    }
+
+    /// The next packets come in, and get no further yet than into the program, or to so many legs if `legs` says so.
+    pub(crate) fn send_part_of_the_way(&mut self, packets: u64, legs: Option<u32>) {
+        self.ts = self.ts.wrapping_add(3_000);
+        let burst: Vec<_> = (0..packets)
+            .map(|_| {
+                let id = self.next_id.to_be_bytes();
+                let packet = PacketBuilder::new(96, self.seq, self.ts, self.ssrc).marker().build(&id);
+                (self.next_id, self.seq) = (self.next_id + 1, self.seq.wrapping_add(1));
+                packet
+            })
+            .collect();
+        self.enter(&burst);
+        let mut copies = Vec::new();
+        if let (Some(passing), Some(legs)) = (&mut self.passing, legs) {
+            self.model.book(passing);
+            for _ in 0..legs {
+                self.model.walk(passing, &mut copies);
+            }
+        }
+        self.hand_out(copies);
+    }
+
+    /// The network loses a packet.
+    pub(crate) fn lose(&mut self) {
+        (self.next_id, self.seq) = (self.next_id + 1, self.seq.wrapping_add(1));
+    }
+
+    /// What is on its way through the program gets to its end.
+    pub(crate) fn leave_program(&mut self) {
+        let Some(passing) = self.passing.take() else { return };
+        let (packets, mut copies) = (passing.packets().to_vec(), Vec::new());
+        if self.model.leave(passing, &mut copies) {
+            self.socket.extend(packets);
+        }
+        self.hand_out(copies);
+    }
+
+    fn hand_out(&mut self, copies: Vec<Copy>) {
         for Copy { to, packet } in copies {
             let viewer = self.viewers.iter_mut().find(|viewer| viewer.port == to);
             viewer.expect("a copy for a viewer that is gone").receive(&packet);
         }
+    }
+
+    /// Whether something is on its way through the program.
+    pub(crate) fn has_passing(&self) -> bool {
+        self.passing.is_some()
     }
 
     /// Whether something waits for the worker.
@@ -367,6 +422,8 @@ impl World {
         {
             period.excused = socket.iter().map(|packet| id_of(packet)).collect();
             period.excused.extend(self.delayed.iter().map(|(_, packet)| id_of(packet)));
+            let passing = self.passing.iter().flat_map(Passing::packets);
+            period.excused.extend(passing.map(|packet| id_of(packet)));
             period.end = Some(*next_id);
         }
     }
@@ -394,23 +451,22 @@ impl World {
         self.offload.rung(self.viewers.get(index)?.leg).ok()
     }
 
-    /// A packet passes the program just as the gate of a leg is written that pauses, before its number is read.
-    pub(crate) fn pause_at_a_packet(&mut self, index: usize) {
+    /// A packet passes the program just as the gate of a leg is written that pauses: right `ahead` of that, or before
+    /// its number is read.
+    pub(crate) fn pause_at_a_packet(&mut self, index: usize, ahead: bool) {
         self.ts = self.ts.wrapping_add(3_000);
         let packet = PacketBuilder::new(96, self.seq, self.ts, self.ssrc).build(&self.next_id.to_be_bytes());
         let (run, seq) = (self.run, self.seq);
         self.arrived.insert(self.next_id, Arrived { times: 1, seq, run });
         (self.seq, self.next_id) = (self.seq.wrapping_add(1), self.next_id + 1);
-        self.model.racing.push((self.source.key(), packet));
+        let racing = if ahead { &mut self.model.racing_ahead } else { &mut self.model.racing };
+        racing.push((self.source.key(), packet));
         self.pause(index);
         if let Some(period) = self.viewers.get_mut(index).and_then(|viewer| viewer.periods.last_mut()) {
             period.end = period.end.map(|end| end - 1);
         }
         let (copies, up) = std::mem::take(&mut self.model.raced);
-        for Copy { to, packet } in copies {
-            let viewer = self.viewers.iter_mut().find(|viewer| viewer.port == to);
-            viewer.expect("a copy for a viewer that is gone").receive(&packet);
-        }
+        self.hand_out(copies);
         self.socket.extend(up);
     }
 
@@ -426,6 +482,7 @@ impl World {
     /// The camera starts anew: another SSRC, or a jump of the numbers.
     pub(crate) fn restart(&mut self) {
         // What is on its way arrives before.
+        self.leave_program();
         let delayed = std::mem::take(&mut self.delayed);
         for (_, packet) in delayed {
             self.arrive(&[packet]);
@@ -434,6 +491,7 @@ impl World {
             self.work();
         }
         self.pass_time(1_500_000);
+        self.tick();
         self.restarts += 1;
         self.run += 1;
         if self.rng.one_in(2) {
@@ -446,14 +504,38 @@ impl World {
         self.calm = 20;
     }
 
+    /// The camera starts anew, and the worker has met its first packets before the program is done with the last one
+    /// of before.
+    pub(crate) fn restart_beside(&mut self) {
+        self.restarts += 1;
+        self.run += 1;
+        self.ssrc += 1;
+        (self.seq, self.ts) = (self.rng.next() as u16, self.rng.next() as u32);
+        for _ in 0..8 {
+            let id = self.next_id;
+            let packet =
+                PacketBuilder::new(96, self.seq, self.ts, self.ssrc).marker().build(&id.to_be_bytes());
+            self.arrived.insert(id, Arrived { times: 1, seq: self.seq, run: self.run });
+            (self.next_id, self.seq) = (id + 1, self.seq.wrapping_add(1));
+            self.socket.push_back(packet);
+        }
+        while !self.socket.is_empty() {
+            self.work();
+        }
+        self.leave_program();
+        self.calm = 20;
+    }
+
     /// The proxy is about to be handed over.
     pub(crate) fn hand_over(&mut self) {
         let Self { now, model, slots, epoch, offload, media, .. } = self;
         offload.give_up(*now, &mut Kernel { table: model, slots, epoch: *epoch }, media);
+        self.leave_program();
         while !self.socket.is_empty() {
             self.work();
         }
-        self.offload.settle();
+        let Self { now, model, slots, epoch, offload, media, .. } = self;
+        offload.settle(*now, &mut Kernel { table: model, slots, epoch: *epoch }, media);
     }
 
     /// Everything that is on its way arrives.
