@@ -49,6 +49,8 @@ pub(crate) fn count_unsent(leg: u32, packets: u32, reason: DropReason) {
     count_drop(reason);
     if let Some(stats) = LEG_STATS.get_ptr_mut(leg) {
         // SAFETY: as in `count`.
-        unsafe { (*stats).dropped += u64::from(packets) };
+        let stats = unsafe { &mut *stats };
+        stats.dropped += u64::from(packets);
+        stats.dropped_for = reason as u32;
     }
 }

@@ -208,7 +208,7 @@ fn what_does_not_fit_is_dropped_for_its_leg_alone() -> Result<()> {
     {
         assert_eq!(after.dropped(reason) - before.dropped(reason), 10, "{reason}");
         let stats = scene.programs.leg_stats(legs[leg].id)?;
-        assert_eq!((stats.packets, stats.dropped), (0, 10), "{reason}");
+        assert_eq!((stats.packets, stats.dropped, stats.reason()), (0, 10, reason), "{reason}");
     }
     Ok(())
 }

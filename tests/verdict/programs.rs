@@ -152,11 +152,7 @@ impl Programs {
     pub(crate) fn leg_stats(&self, id: u32) -> Result<LegStats> {
         let map = self.ebpf.map("LEG_STATS").context("LEG_STATS")?;
         let per_cpu = PerCpuArray::<_, LegStats>::try_from(map)?.get(&id, 0)?;
-        Ok(per_cpu.iter().fold(LegStats::ZERO, |sum, one| LegStats {
-            packets: sum.packets + one.packets,
-            bytes: sum.bytes + one.bytes,
-            dropped: sum.dropped + one.dropped,
-        }))
+        Ok(per_cpu.iter().fold(LegStats::ZERO, |sum, one| sum.plus(*one)))
     }
 
     pub(crate) fn clear_leg_stats(&mut self, id: u32) -> Result<()> {

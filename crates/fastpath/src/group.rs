@@ -3,6 +3,7 @@
 use core::mem::offset_of;
 
 use crate::abi;
+use crate::drop::DropReason;
 use crate::rewrite::RtpEdit;
 
 /// How much of a packet a group's copies change.
@@ -92,19 +93,52 @@ abi! {
 
 abi! {
     /// What the kernel sent to one leg, per CPU.
-    pub struct LegStats [24] {
+    pub struct LegStats [32] {
         /// Packets, segments of super-packets counted one by one.
         pub packets: u64,
         /// UDP payload bytes of these.
         pub bytes: u64,
         /// Packets that could not be sent: too long for the way out, refused by the device.
         pub dropped: u64,
+        /// Why the last of these was not, a [`DropReason`].
+        pub dropped_for: u32,
+        /// Explicit padding, 0.
+        pub pad: u32,
     }
 }
 
 impl LegStats {
     /// Nothing sent yet.
-    pub const ZERO: Self = Self { packets: 0, bytes: 0, dropped: 0 };
+    pub const ZERO: Self = Self { packets: 0, bytes: 0, dropped: 0, dropped_for: 0, pad: 0 };
+
+    /// What two CPUs sent together. The reason is that of one which dropped.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.saturating_add(other.packets),
+            bytes: self.bytes.saturating_add(other.bytes),
+            dropped: self.dropped.saturating_add(other.dropped),
+            dropped_for: if other.dropped > 0 { other.dropped_for } else { self.dropped_for },
+            pad: 0,
+        }
+    }
+
+    /// What came to `before`, an earlier reading.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            packets: self.packets.saturating_sub(before.packets),
+            bytes: self.bytes.saturating_sub(before.bytes),
+            dropped: self.dropped.saturating_sub(before.dropped),
+            dropped_for: self.dropped_for,
+            pad: 0,
+        }
+    }
+
+    /// Why the last packet that was not sent was not; a number that no list has is a device's.
+    pub fn reason(self) -> DropReason {
+        DropReason::from_index(self.dropped_for as usize).unwrap_or(DropReason::RingFull)
+    }
 }
 
 impl LegEntry {

@@ -54,8 +54,6 @@ impl std::fmt::Debug for KernelTable {
     }
 }
 
-const NO_LEG_STATS: LegStats = LegStats { packets: 0, bytes: 0, dropped: 0 };
-
 impl KernelTable {
     /// Opens the maps of loaded programs once more.
     ///
@@ -274,17 +272,13 @@ impl Table for KernelTable {
 
     fn clear_leg_stats(&mut self, id: u32) -> Result<(), TableError> {
         let io = |error| TableError::Refused { map: name::LEG_STATS, errno: format!("{error}") };
-        let zero = PerCpuValues::try_from(vec![NO_LEG_STATS; self.cpus]).map_err(io)?;
+        let zero = PerCpuValues::try_from(vec![LegStats::ZERO; self.cpus]).map_err(io)?;
         self.leg_stats.set(id, zero, 0).map_err(refused(name::LEG_STATS))
     }
 
     fn leg_stats(&self, id: u32) -> Result<LegStats, TableError> {
         let cpus = self.leg_stats.get(&id, 0).map_err(refused(name::LEG_STATS))?;
-        Ok(cpus.iter().fold(NO_LEG_STATS, |sum, cpu| LegStats {
-            packets: sum.packets + cpu.packets,
-            bytes: sum.bytes + cpu.bytes,
-            dropped: sum.dropped + cpu.dropped,
-        }))
+        Ok(cpus.iter().fold(LegStats::ZERO, |sum, cpu| sum.plus(*cpu)))
     }
 
     fn put_port(&mut self, key: &PortKey, value: Option<u32>) -> Result<(), TableError> {

@@ -13,7 +13,7 @@ use super::flow::Flow;
 use super::{GRACE, Kernel, Plan, wire};
 use crate::kernel::hop::{Rung, UserReason};
 
-pub(super) const NOTHING: LegStats = LegStats { packets: 0, bytes: 0, dropped: 0 };
+pub(super) const NOTHING: LegStats = LegStats::ZERO;
 
 /// Who sends a leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,9 +104,7 @@ impl Leg {
         let Some(id) = self.seat.and_then(|seat| flow.seats.id(seat)) else { return };
         let Ok(stats) = kernel.table.leg_stats(id) else { return };
         let before = std::mem::replace(&mut self.counted, stats);
-        self.left.packets += stats.packets.saturating_sub(before.packets);
-        self.left.bytes += stats.bytes.saturating_sub(before.bytes);
-        self.left.dropped += stats.dropped.saturating_sub(before.dropped);
+        self.left = self.left.plus(stats.since(before));
     }
 
     /// Finds out which packet was the kernel's last, once every packet has found the gate, and shuts it for good.

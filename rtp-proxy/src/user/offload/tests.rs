@@ -298,7 +298,7 @@ fn what_an_earlier_process_left_at_the_index_of_a_leg_is_cleared_first() {
     let mut world = World::new(61);
     for id in 0..64 {
         world.model.gates.insert(id, msm_fastpath::Gate::Active.into());
-        world.model.counts.insert(id, LegStats { packets: 1_000, bytes: 9, dropped: 3 });
+        world.model.counts.insert(id, LegStats { packets: 1_000, bytes: 9, dropped: 3, ..LegStats::ZERO });
     }
     world.send(5);
     world.work();

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use msm_fastpath::{DropReason, PortKey};
+use msm_fastpath::PortKey;
 use msm_graph::LegId;
 use msm_media::{Part, TrackInput};
 
@@ -461,7 +461,7 @@ fn count(offload: &mut Offload, out: &mut LegOut, kernel: &Kernel<'_>) -> (u64, 
     let sent = offload.take_counts(out.leg, kernel);
     out.packets += sent.packets;
     out.bytes += sent.bytes;
-    out.drops.count(DropReason::RingFull, sent.dropped);
+    out.drops.count(sent.reason(), sent.dropped);
     out.media.count_elsewhere(sent.packets, sent.bytes.saturating_sub(HEADER * sent.packets));
     (sent.packets, sent.bytes)
 }
