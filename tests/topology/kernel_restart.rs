@@ -9,11 +9,12 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::{SchedClassifier, TcAttachType};
 use msm_tests::privilege::environment;
 use rtp_proxy::commands;
-use rtp_proxy::kernel::hop::Rung;
+use rtp_proxy::kernel::hop::{Rung, UserReason, Way};
 use rtp_proxy::kernel::service::{FastPath, Settings};
 use rtp_proxy::kernel::table::Table as _;
 
-use crate::kernel_scene::{Held, LIMIT, Scene, Traffic, account, child, flow_key, ids, pins_in};
+use crate::kernel_scene::{Held, LIMIT, Scene, Traffic, account, child, flow_key, from_camera, ids, pins_in};
+use crate::kernel_versions::of_another_version;
 
 /// Names the folder of the process that is killed.
 const ENV_HOLDER: &str = "MSM_TEST_HOLDER";
@@ -140,6 +141,57 @@ fn the_state_of_another_version_is_replaced() -> Result<()> {
     assert!(new.iter().all(|id| !old.contains(id)), "{new:?}");
     held.path.stop(false);
     Ok(())
+}
+
+/// As long as a version with other tables runs it may have to go on: whoever is to take over from it touches nothing, and
+/// leaves nothing when that fails.
+fn beside(test: &str, rung: Rung) -> Result<()> {
+    let Some(scene) = Scene::new(test)? else { return Ok(()) };
+    let clean = traces(&scene)?;
+    if rung == Rung::Tc {
+        fs::write(scene.bpffs.file("tc"), "")?;
+    }
+    let (first, _) = holder(&scene)?;
+    let other = of_another_version(&scene)?;
+    let before = traces(&scene)?;
+    let interfaces = vec![scene.inner.clone(), scene.outer.clone()];
+    let settings = Settings { beside: true, max_rung: rung, interfaces, ..scene.settings() };
+    let traffic = Traffic::start(&scene, PORT)?;
+    let mut seqs = traffic.pass(50)?;
+    for _ in 0..2 {
+        let mut held = scene.start(&settings)?;
+        held.share.ways.want(from_camera());
+        let why = held.until(from_camera(), |way| match way {
+            Way::Ingress(Err(UserReason::Interface { why, .. })) => Some(why.clone()),
+            _ => None,
+        })?;
+        assert_eq!(why, "the proxy before this one has not ended yet");
+        assert_eq!(traces(&scene)?, before);
+        held.path.stop(false);
+        assert_eq!(traces(&scene)?, before);
+        seqs.extend(traffic.pass(50)?);
+    }
+    let (sent, rest) = traffic.end()?;
+    seqs.extend(rest);
+    assert_eq!(seqs, (0..sent).collect::<Vec<_>>(), "the version before forwards all the time");
+    assert_eq!(scene.pins(), Some(other));
+    // Whoever is told to end just when that one has ended takes away what it left.
+    let held = scene.start(&settings)?;
+    kill(first)?;
+    held.path.stop(false);
+    assert_eq!(traces(&scene)?, clean);
+    assert_eq!(scene.pins(), None);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_attached_beside_a_version_with_other_tables_that_still_runs() -> Result<()> {
+    beside("nothing_is_attached_beside_a_version_with_other_tables_that_still_runs", Rung::Tcx)
+}
+
+#[test]
+fn the_filter_of_a_version_with_other_tables_that_still_runs_is_not_touched() -> Result<()> {
+    beside("the_filter_of_a_version_with_other_tables_that_still_runs_is_not_touched", Rung::Tc)
 }
 
 /// What a person would look at to see whether something of ours is left.
