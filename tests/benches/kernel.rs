@@ -35,6 +35,7 @@ mod kernel {
     pub(crate) mod rounds;
     pub(crate) mod rtpengine;
     pub(crate) mod scale;
+    pub(crate) mod soaker;
     pub(crate) mod streams;
     pub(crate) mod tap;
     pub(crate) mod topology;
@@ -78,6 +79,7 @@ fn options() -> Result<Options> {
             foreign: 0.10,
             steal: 0.02,
             lanes: None,
+            cases: None,
         },
         programs: Programs {
             relay: PathBuf::from("target/release/examples/bench_relay"),
@@ -101,6 +103,7 @@ fn options() -> Result<Options> {
             "--proxy" => options.programs.proxy = value()?.into(),
             "--relay" => options.programs.relay = value()?.into(),
             "--lanes" => options.plan.lanes = Some(value()?),
+            "--cases" => options.plan.cases = Some(value()?),
             "--object" => options.programs.object = Some(std::fs::read(value()?)?),
             "--results" => options.results = Some(value()?.into()),
             "--report" => options.report = Some(value()?.into()),

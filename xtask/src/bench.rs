@@ -8,13 +8,15 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 
 mod gate;
+mod profile;
 
 /// What `cargo xtask bench` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
     /// What to run: `closed`, `copies`, `latency` or `memory` of the user-space path, all of them without it;
-    /// `kernel` for the fast path (needs root), followed by numbers of the catalogue such as B1 or B3; or
-    /// `report`, which runs nothing and makes tables and plots of what is recorded
+    /// `kernel` for the fast path (needs root), followed by numbers of the catalogue such as B1 or B3;
+    /// `profile`, likewise, for where its time goes by `perf`; or `report`, which runs nothing and makes tables
+    /// and plots of what is recorded
     parts: Vec<String>,
     /// Rounds per case; the committed figures come from 9 or more
     #[arg(long, default_value_t = 9)]
@@ -45,18 +47,21 @@ pub(crate) struct BenchArgs {
     foreign: f64,
 }
 
-/// A generated part of `docs/benchmarks.md`.
+/// A generated part of a document.
 struct Part {
+    path: &'static str,
     begin: &'static str,
     end: &'static str,
 }
 
 const USER_PATH: Part = Part {
+    path: "docs/benchmarks.md",
     begin: "<!-- user path: begin, written by cargo xtask bench --record -->",
     end: "<!-- user path: end -->",
 };
 
 const KERNEL_PATH: Part = Part {
+    path: "docs/benchmarks.md",
     begin: "<!-- fast path: begin, written by cargo xtask bench kernel --record -->",
     end: "<!-- fast path: end -->",
 };
@@ -73,6 +78,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     if args.parts == ["report"] {
         return report();
+    }
+    if let Some(("profile", numbers)) = args.parts.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return profile::run(args, numbers);
     }
     build(&["--package", "rtp-proxy", "--bin", "rtp-proxy"])?;
     match args.parts.split_first() {
@@ -185,9 +193,9 @@ fn build(what: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Replaces a generated part of `docs/benchmarks.md`.
+/// Replaces a generated part of a document.
 fn record(tables: &str, part: &Part) -> anyhow::Result<()> {
-    let path = "docs/benchmarks.md";
+    let path = part.path;
     let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
     let (Some(begin), Some(end)) = (text.find(part.begin), text.find(part.end)) else {
         bail!("{path} has lost the marks of its generated part: {} and {}", part.begin, part.end);

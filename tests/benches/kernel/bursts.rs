@@ -34,9 +34,10 @@ impl Run {
     pub(crate) fn break_even(&mut self, outcome: &mut Outcome) -> Result<()> {
         let mut plan = self.plan.clone();
         match plan.lanes.take() {
+            // A profile of something else.
+            _ if plan.cases.is_some() => return Ok(()),
             None => plan.each /= 2,
             Some(only) if only == ALONE => {}
-            // A profile of something else.
             Some(_) => return Ok(()),
         }
         let course = Course::open(&self.programs, LEGS[LEGS.len() - 1], false)?;

@@ -136,6 +136,9 @@ pub(crate) fn search(lane: &mut Lane, topology: &Topology, each: Duration) -> Re
 }
 
 const RATE: &str = "copies per second";
+/// Asked for, and hard to meet: here a relay is called by a saturated generator for whatever waits, and the fast path pays for
+/// its sender.
+const BEST: &str = "fast path ÷ best relay, copies per second of a core";
 
 impl Run {
     /// B6: the highest rate without loss.
@@ -237,7 +240,7 @@ impl Run {
         outcome.find("rtp-proxy fast path, per leg, two senders on two cores", RATE, two, Target::Nothing);
         outcome.find("fast path, two senders ÷ one", "times", gain, Target::AtLeast(1.7));
         outcome.find("generators alone, two ÷ one", "times", machine, Target::Nothing);
-        outcome.find("fast path ÷ best relay, copies per second of a core", "times", ratio, Target::Nothing);
+        outcome.find(BEST, "times", ratio, Target::AtLeast(4.0));
         outcome.find("fast path, copies lost", "copies", vec![lost as f64], Target::AtMost(0.0));
         outcome.tables.push(
             "The sender is the data path of the kernel's rows and pays for itself out of the same core, so it \

@@ -13,6 +13,7 @@ use super::lane::Lane;
 use super::path::Path;
 use super::report::{Basis, Outcome, Target};
 use super::rounds::{Plan, case};
+use super::scale::backlog_of;
 use super::topology::Kind;
 use super::{bare, proxy, rtpengine};
 
@@ -26,6 +27,8 @@ pub(crate) const OPEN_RATE: u32 = 4_000;
 const BURST_RATE: u32 = 1_000;
 /// A difference of large numbers needs so many rounds at least.
 const NET_ROUNDS: usize = 15;
+/// How many times dearer a copy is to be in user space (M04).
+const OWN: Target = Target::AtLeast(3.0);
 
 pub(crate) const NAIVE: &str = "naive relay";
 pub(crate) const TOKIO: &str = "tokio relay";
@@ -104,8 +107,12 @@ impl<'a> Entry<'a> {
         self.add(rtpengine::NAME, lane);
     }
 
+    /// Likewise.
     pub(crate) fn user_path(&mut self, traffic: Traffic) {
         let lane = proxy::lane(self.course, traffic, &mut self.sessions);
+        if lane.is_ok() && !self.lanes.iter().any(|l| l.name == floor_name(traffic.rate)) {
+            self.add("floor", self.course.floor(traffic));
+        }
         self.add(proxy::NAME, lane);
     }
 
@@ -171,7 +178,7 @@ impl Run {
         outcome.claim(at, &ours, "tokio relay, woken", Basis::Net, Target::Nothing);
         outcome.claim(at, &ours, rtpengine::NAME, Basis::Net, Target::AtLeast(6.0));
         outcome.claim(at, &ours, proxy::MEDIAMTX, Basis::Net, Target::AtLeast(6.0));
-        outcome.claim(at, &ours, proxy::NAME, Basis::Net, Target::Nothing);
+        outcome.claim(at, &ours, proxy::NAME, Basis::Net, OWN);
         let floor = bare::name(traffic, Mode::Opaque);
         outcome.claim(at, &floor, TOKIO, Basis::Gross, Target::Nothing);
         outcome.claim(at, &floor, rtpengine::NAME, Basis::Net, Target::Nothing);
@@ -181,6 +188,11 @@ impl Run {
             at,
             false,
         );
+        if !self.plan.is_profile()
+            && let Err(reason) = self.both_accounts(&course, &mut outcome)
+        {
+            outcome.skipped.push(("the account of who is idle".to_owned(), format!("{reason:#}")));
+        }
         Ok(outcome)
     }
 
@@ -196,12 +208,14 @@ impl Run {
         entry.fast(Kind::Inline, Mode::Opaque, traffic);
         entry.bare(Mode::Opaque, traffic);
         entry.add(BRIDGE, course.bridge(traffic));
+        entry.user_path(traffic.paced(OPEN_RATE));
         let label = "172 B, single packets, 1→16";
         let at = entry.run(self, &self.plan.clone(), label, &mut outcome)?;
         let (full, opaque) = (ours(Kind::Inline, Mode::PerLeg), ours(Kind::Inline, Mode::Opaque));
         outcome.claim(at, &full, BRIDGE, Basis::Gross, Target::AtLeast(1.2));
         outcome.claim(at, &full, BRIDGE, Basis::Net, Target::Nothing);
         outcome.claim(at, &opaque, BRIDGE, Basis::Gross, Target::Nothing);
+        outcome.claim(at, &full, proxy::NAME, Basis::Net, Target::Nothing);
         outcome.claim(at, &bare::name(traffic, Mode::Opaque), BRIDGE, Basis::Gross, Target::Nothing);
         outcome.draw_costs(
             "kernel-b2-16.svg",
@@ -216,8 +230,10 @@ impl Run {
         entry.fast(Kind::Inline, Mode::Opaque, traffic);
         entry.bare(Mode::Opaque, traffic);
         entry.add(ROUTED, course.routed(traffic));
+        entry.user_path(traffic.paced(OPEN_RATE));
         let at = entry.run(self, &self.net_plan(), "172 B, single packets, 1→1", &mut outcome)?;
         outcome.claim(at, &full, ROUTED, Basis::Net, Target::AtLeast(2.2));
+        outcome.claim(at, &full, proxy::NAME, Basis::Net, Target::Nothing);
         outcome.claim(at, &full, ROUTED, Basis::Gross, Target::Nothing);
         outcome.claim(at, &opaque, ROUTED, Basis::Net, Target::Nothing);
         outcome.claim(at, &bare::name(traffic, Mode::Opaque), ROUTED, Basis::Net, Target::Nothing);
@@ -228,6 +244,7 @@ impl Run {
     /// B3: bursts of plain datagrams.
     pub(crate) fn b3(&mut self) -> Result<Outcome> {
         let mut outcome = Outcome::new("B3", "Video bursts by plain sendmmsg");
+        let _backlog = backlog_of(16_384)?;
         let course = Course::open(&self.programs, 16, false)?;
         outcome.offloads = course.topology.offloads()?;
         let (inline, batched) = (ours(Kind::Inline, Mode::PerLeg), ours(Kind::Batched, Mode::PerLeg));
@@ -249,7 +266,6 @@ impl Run {
                 entry.fast(Kind::Batched, Mode::Common, paced);
                 entry.fast(Kind::Batched, Mode::Opaque, paced);
                 entry.rtpengine(traffic);
-                entry.add("floor", course.floor(traffic.paced(OPEN_RATE)));
                 entry.user_path(traffic.paced(OPEN_RATE));
             } else {
                 plan.each /= 2;
@@ -266,6 +282,8 @@ impl Run {
                 }
                 outcome.claim(at, &inline, NAIVE, Basis::Net, Target::Nothing);
                 outcome.claim(at, &batched, rtpengine::NAME, Basis::Net, Target::Nothing);
+                outcome.claim(at, &batched, proxy::NAME, Basis::Net, OWN);
+                outcome.claim(at, &inline, proxy::NAME, Basis::Net, Target::Nothing);
             }
         }
         let names = [inline.as_str(), &batched, NAIVE, SEGMENTING];
@@ -305,6 +323,11 @@ impl Run {
                     }
                 }
                 entry.add(BRIDGE, course.bridge(traffic));
+                if merged {
+                    // Both are given what they can take: rtpengine gets the super-packet's datagrams one by one.
+                    entry.rtpengine(traffic);
+                    entry.user_path(traffic.paced(OPEN_RATE));
+                }
                 let sinks = if merged { "UDP_GRO sockets" } else { "plain sockets" };
                 let label = format!("{size} B, {}, 1→16, {sinks}", traffic.shape);
                 let at = entry.run(self, &self.plan.clone(), &label, &mut outcome)?;
@@ -324,6 +347,8 @@ impl Run {
                     let bridge = if mode == Mode::Opaque { Some(1.0) } else { None };
                     outcome.claim(at, &ours, BRIDGE, Basis::Gross, target(bridge));
                     if merged {
+                        outcome.claim(at, &ours, proxy::NAME, Basis::Net, Target::Nothing);
+                        outcome.claim(at, &ours, rtpengine::NAME, Basis::Net, Target::Nothing);
                         let floor = bare::name(traffic, mode);
                         outcome.claim(at, &floor, NAIVE, Basis::Gross, Target::Nothing);
                         outcome.claim(at, &floor, SEGMENTING, Basis::Gross, Target::Nothing);
@@ -331,7 +356,8 @@ impl Run {
                 }
                 for entrant in &outcome.cases[at].entrants {
                     let per_frame = outcome.cases[at].merged(&entrant.name);
-                    let kept_whole = ![NAIVE].contains(&entrant.name.as_str()) && entrant.legs > 0;
+                    let cut = [NAIVE, rtpengine::NAME, proxy::NAME].contains(&entrant.name.as_str());
+                    let kept_whole = !cut && entrant.legs > 0;
                     if kept_whole && per_frame < 31.0 {
                         outcome.doubts.push(format!(
                             "{label}: {}: {per_frame:.1} packets per frame at the viewer: super-packets did \

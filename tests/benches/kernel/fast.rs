@@ -2,6 +2,7 @@
 //! the proxy would, without RTSP.
 
 use std::net::{SocketAddr, SocketAddrV4};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData};
@@ -68,7 +69,7 @@ const SPREAD: usize = 64;
 
 /// The loaded programs, attached to the source's cables by TCX. They go with this value.
 pub(crate) struct Fast {
-    _programs: Ebpf,
+    programs: Ebpf,
     tables: Tables,
     /// Next free index of legs and gates, and of flow statistics.
     next: (u32, u32),
@@ -163,7 +164,7 @@ impl Fast {
             legs: array(&mut programs, "LEGS")?,
             gates: array(&mut programs, "GATES")?,
         };
-        Ok(Self { _programs: programs, tables, next: (0, 0), last: None })
+        Ok(Self { programs, tables, next: (0, 0), last: None })
     }
 
     /// A lane through the programs, one stream.
@@ -251,6 +252,14 @@ impl Fast {
         self.tables.flows.insert(key, entry, 0)?;
         self.last = Some((key, entry, from, to));
         Ok(())
+    }
+
+    /// CPU time inside the program and how often it ran, while the kernel counts that (`kernel.bpf_stats_enabled`).
+    pub(crate) fn spent(&self) -> Result<(Duration, u64)> {
+        let program: &SchedClassifier =
+            self.programs.program(TCX_INGRESS).context("no program")?.try_into()?;
+        let info = program.info()?;
+        Ok((info.run_time(), info.run_count()))
     }
 
     /// One more viewer of the lane that was made last, in the slot behind its legs.

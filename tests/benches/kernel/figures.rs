@@ -172,7 +172,8 @@ fn margins(outcomes: &[Outcome]) -> String {
             let traffic =
                 outcome.cases.get(claim.case).map_or("", |c| c.label.split(", ").next().unwrap_or(""));
             let ours = claim.ours.trim_start_matches("rtp-proxy fast path, ");
-            let what = format!("{traffic}: {} ÷ {ours}", claim.against);
+            let lossy = if outcome.lost(claim) > 0 { ", copies lost" } else { "" };
+            let what = format!("{traffic}: {} ÷ {ours}{lossy}", claim.against);
             row(&outcome.id, &what, claim.target, &outcome.ratios(claim));
         }
         for latencies in &outcome.latencies {

@@ -22,6 +22,7 @@ use super::generator::Shape;
 use super::lane::{Lane, Leg};
 use super::report::{Outcome, Target};
 use super::rounds::Plan;
+use super::scale::backlog_of;
 use super::topology::{Kind, Topology};
 use super::{capacity, packet, proxy};
 
@@ -66,6 +67,7 @@ impl Run {
     /// B7: latency at 10,000 packets/s for one viewer, and for sixteen at half of what the plainest relay bears.
     pub(crate) fn b7(&mut self) -> Result<Outcome> {
         let mut outcome = Outcome::new("B7", "Added latency");
+        let _backlog = backlog_of(16_384)?;
         let course = Course::open(&self.programs, 16, false)?;
         outcome.offloads = course.topology.offloads()?;
         let traffic =
@@ -100,6 +102,8 @@ impl Run {
             entry.add(ELSEWHERE, course.open_streams(1, ELSEWHERE, "naive", traffic, 1));
         }
         entry.user_path(traffic);
+        // No packet of the generator alone arrives.
+        entry.lanes.retain(|lane| !lane.legs.is_empty());
         if legs > 1 {
             // A relay at half its load needs its core.
             entry.lanes.iter_mut().for_each(|lane| lane.core = 1);
@@ -116,9 +120,13 @@ impl Run {
             found.claims.push(Claim::Faster { ours, against, quantile: 0, least: 1.0 / 0.75 });
             let (ours, against) = (inline.clone(), ELSEWHERE.to_owned());
             found.claims.push(Claim::Faster { ours, against, quantile: 0, least: 5.0 });
-            // With many legs the median is that of the middle one, which waits for those before it.
-            found.claims.push(Claim::Within { ours: inline, quantile: 0, most: 10.0 });
-            found.claims.push(Claim::Within { ours: proxy::NAME.to_owned(), quantile: 0, most: 100.0 });
+        }
+        // What the requirements ask of a hop (M04). With many legs the median is that of the middle one, which waits for
+        // those before it: the floor's line says how much of that is anybody's.
+        for (ours, limits) in [(inline, [10.0, 50.0]), (proxy::NAME.to_owned(), [100.0, 1_000.0])] {
+            for (quantile, most) in limits.into_iter().enumerate() {
+                found.claims.push(Claim::Within { ours: ours.clone(), quantile, most });
+            }
         }
         outcome.latencies.push(found);
         outcome.figures.push(Figure::Latency {
@@ -142,6 +150,9 @@ fn measure(
     let _stamps = stamps_after_the_queue()?;
     let mut fit = Vec::new();
     for mut lane in lanes.drain(..) {
+        if !plan.wants(&lane.name) || !plan.runs(label) {
+            continue;
+        }
         match lane.admit(topology) {
             Ok(_) => {
                 lane.generator.stamped = true;

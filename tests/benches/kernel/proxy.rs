@@ -24,6 +24,8 @@ use super::topology::{Kind, Pod};
 /// The user path as a contender.
 pub(crate) const NAME: &str = "rtp-proxy, user path";
 pub(crate) const MEDIAMTX: &str = "mediamtx";
+/// Packets per second of all streams together while they begin.
+const GENTLE: u32 = 10_000;
 
 /// A running proxy in the host's namespace.
 pub(crate) struct Proxy<'a> {
@@ -161,6 +163,42 @@ fn through(proxy: Proxy<'_>, name: &str, traffic: Traffic, keep: &mut Vec<Rtsp>)
     }
     let legs = viewers(&proxy, traffic, keep)?;
     Ok(Course::lane(name, generator, Path::Process(proxy.process), legs, traffic))
+}
+
+/// The user path on the generator's core with many streams, each with a publication of its own and a session for every
+/// viewer; the viewers' sockets serve all of them.
+pub(crate) fn streams(
+    course: &Course,
+    traffic: Traffic,
+    streams: usize,
+    keep: &mut Vec<Rtsp>,
+) -> Result<Lane> {
+    let proxy = Proxy::start(course, "0", "user")?;
+    let mut sockets = Vec::new();
+    for number in 0..streams {
+        let (publisher, source, to) = proxy.publish(&format!("bench{number}"))?;
+        keep.push(publisher);
+        sockets.push((source, to));
+    }
+    let mut generator = Generator::from_sockets(sockets, traffic.shape, traffic.size)?;
+    // The first packets of a stream make its SSRC known.
+    generator.rate = Some(GENTLE);
+    let packets = streams * traffic.shape.packets().max(4);
+    generator.run(Duration::from_secs_f64(packets as f64 / f64::from(GENTLE)), |_| Ok(()))?;
+    generator.rate = traffic.rate;
+    let legs = course.legs(traffic, course.port(), |_| Expect::any())?;
+    for leg in &legs {
+        let pod = &course.topology.pods[leg.pod];
+        let mut viewer = proxy.connect(pod)?;
+        for number in 0..streams {
+            viewer.begin_another();
+            viewer.play(&proxy.url(&format!("bench{number}"), pod), leg.sink.port())?;
+        }
+        keep.push(viewer);
+    }
+    let mut lane = Course::lane(NAME, generator, Path::Process(proxy.process), legs, traffic);
+    "rung user".clone_into(&mut lane.version);
+    Ok(lane)
 }
 
 /// Viewers of the stream, on the pods in turn.

@@ -53,6 +53,18 @@ impl Target {
         };
         format!("{target} | {met}")
     }
+
+    /// As [`Self::judge`], where copies were lost: the cost of those that arrived meets no target.
+    fn judge_lossy(self, values: &[f64], lost: u64) -> String {
+        match self {
+            Self::AtLeast(_) | Self::AtMost(_) if lost > 0 => {
+                let judged = self.judge(values);
+                let target = judged.split(" | ").next().unwrap_or_default();
+                format!("{target} | **no**, {lost} copies lost")
+            }
+            _ => self.judge(values),
+        }
+    }
 }
 
 /// A ratio of two contenders' costs in one case.
@@ -150,6 +162,12 @@ impl Outcome {
         };
         let ours = of(&claim.ours, claim.ours_basis);
         of(&claim.against, claim.against_basis).iter().zip(ours).map(|(a, o)| a / o).collect()
+    }
+
+    /// Copies that either side of a claim lost.
+    pub(crate) fn lost(&self, claim: &Claim) -> u64 {
+        let Some(case) = self.cases.get(claim.case) else { return 0 };
+        case.lost(&claim.ours).0 + case.lost(&claim.against).0
     }
 
     /// Looks for what would make the figures wrong.
@@ -320,7 +338,7 @@ impl Outcome {
                 "| {label} | {} ÷ {} | {basis} | {found} | {} |",
                 claim.against,
                 claim.ours,
-                claim.target.judge(&ratios)
+                claim.target.judge_lossy(&ratios, self.lost(claim))
             );
         }
         out.push('\n');

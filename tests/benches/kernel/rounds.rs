@@ -23,6 +23,29 @@ pub(crate) struct Plan {
     pub(crate) steal: f64,
     /// Only contenders whose name contains one of these, between bars, for a profile.
     pub(crate) lanes: Option<String>,
+    /// Likewise only cases whose label contains one of these.
+    pub(crate) cases: Option<String>,
+}
+
+impl Plan {
+    /// Whether a contender takes part.
+    pub(crate) fn wants(&self, lane: &str) -> bool {
+        is_named(self.lanes.as_deref(), lane)
+    }
+
+    /// Whether a case is run.
+    pub(crate) fn runs(&self, label: &str) -> bool {
+        is_named(self.cases.as_deref(), label)
+    }
+
+    /// Whether only a part of a benchmark is asked for, to look at it from outside.
+    pub(crate) fn is_profile(&self) -> bool {
+        self.lanes.is_some() || self.cases.is_some()
+    }
+}
+
+fn is_named(wanted: Option<&str>, name: &str) -> bool {
+    wanted.is_none_or(|wanted| wanted.split('|').any(|part| name.contains(part)))
 }
 
 /// One contender of a case as the report knows it.
@@ -66,7 +89,7 @@ pub(crate) fn case(
     let mut disqualified = Vec::new();
     let mut fit = Vec::new();
     for mut lane in lanes {
-        if plan.lanes.as_ref().is_some_and(|wanted| !wanted.split('|').any(|part| lane.name.contains(part))) {
+        if !plan.runs(label) || !plan.wants(&lane.name) {
             continue;
         }
         match lane.admit(topology).and_then(|sums| lane.count().map(|()| sums)) {

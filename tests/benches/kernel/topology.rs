@@ -16,6 +16,9 @@ use msm_tests::lab::{Lab, Node};
 /// Largest number of viewer pods: the second-last byte of their addresses.
 pub(crate) const MAX_PODS: usize = 250;
 
+/// How many packets may wait for a CPU.
+pub(crate) const BACKLOG: &str = "/proc/sys/net/core/netdev_max_backlog";
+
 /// Address and MAC that every pod has on its bridged cable: a frame that the bridge floods is for all.
 const FLOODED: Ipv4Addr = Ipv4Addr::new(10, 92, 0, 99);
 const FLOODED_MAC: &str = "02:92:00:00:00:99";
@@ -286,10 +289,13 @@ impl Topology {
             let found = text.lines().map(str::trim).filter(|l| wanted.iter().any(|w| l.starts_with(w)));
             Ok(found.collect::<Vec<_>>().join(", "))
         };
+        // One for the whole machine, and to be seen outside of namespaces only.
+        let backlog = std::fs::read_to_string(BACKLOG).context(BACKLOG)?;
         Ok(format!(
-            "Offloads of the cables: {}; batched, with threaded NAPI: {}.",
+            "Offloads of the cables: {}; batched, with threaded NAPI: {}. `net.core.netdev_max_backlog`: {}.",
             of(Kind::Inline)?,
-            of(Kind::Batched)?
+            of(Kind::Batched)?,
+            backlog.trim()
         ))
     }
 }
