@@ -282,7 +282,7 @@ fn legs_that_join_and_leave_without_end_disturb_nobody_and_leave_nothing_behind(
         Some(Some((total, rate))) => (total.parse()?, rate.parse()?),
         Some(None) => bail!("{ENV_ENDURANCE} is JOINS:RATE"),
     };
-    let outcome = run(&scene, Storm { rate, total, stay }, environment(ENV_BUILD))?;
+    let outcome = run(&scene, Storm { rate, total, seats: GUESTS, stay }, environment(ENV_BUILD))?;
     let report = outcome.report()?;
     eprintln!("{report}");
     if outcome.build.is_some() {

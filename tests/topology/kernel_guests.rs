@@ -1,9 +1,11 @@
 //! Guests: viewers that come and go over RTSP by the hundred beside others that stay.
 //!
 //! Cameras, proxy and viewers of a [`Party`] are in namespaces of their own; every packet carries its number and
-//! everybody accounts for each.
+//! everybody accounts for each. Which of them the kernel sent a guest tells by their time to live: the sockets of the
+//! proxy's namespace have another default than what the kernel's program writes.
 
 use std::collections::BTreeMap;
+use std::io::IoSliceMut;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +17,8 @@ use msm_tests::probe::{Account, Cameras, Load, Viewers, first_control};
 use msm_tests::process::{Scratch, wait_for};
 use msm_tests::proxy::{Options, Proxy};
 use msm_tests::rtsp::Connection;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 
 use crate::kernel_scene::{LIMIT, Scene};
 
@@ -24,16 +27,19 @@ const OUTPUT: &str = "10.7.2.1";
 /// One more than these addresses have guests, `10.7.2.` and this: the proxy takes 20 SETUPs a second of each.
 const GUESTS_FROM: u8 = 10;
 pub(crate) const GUEST_ADDRESSES: u8 = 80;
-/// Streams, viewers of each that stay, and guests at once.
+/// Time to live of what sockets in the proxy's namespace send; the kernel's program writes 64.
+const WORKERS_TTL: u8 = 63;
+/// Streams, viewers of each that stay, and guests at once where no more are asked for.
 pub(crate) const STREAMS: usize = 8;
 pub(crate) const STEADY: usize = 2;
 pub(crate) const GUESTS: usize = 240;
 
-/// How many a second, how many in all, and how long each stays after its first packet.
+/// How many a second, how many in all, how many of them at once at most, and how long each stays after its first packet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Storm {
     pub(crate) rate: u32,
     pub(crate) total: u64,
+    pub(crate) seats: usize,
     pub(crate) stay: fn(u64) -> Duration,
 }
 
@@ -50,6 +56,9 @@ pub(crate) struct Visit {
     pub(crate) packets: u64,
     pub(crate) lost: u64,
     pub(crate) doubled: u64,
+    /// Packets that the kernel sent, and how many came before the first of them.
+    pub(crate) carried: u64,
+    pub(crate) before_carried: Option<u64>,
     /// The first packet is not the one that RTP-Info named.
     pub(crate) inexact: bool,
     /// Behind its time when it began, in seconds.
@@ -74,6 +83,7 @@ impl Seat {
             }
             if let Ok(rtcp) = UdpSocket::bind((local, port + 1)) {
                 rtp.set_read_timeout(Some(Duration::from_secs(5)))?;
+                setsockopt(&rtp, sockopt::Ipv4RecvTtl, &true)?;
                 // What this machine drops because a guest gets no CPU would look like the proxy's loss.
                 setsockopt(&rtp, sockopt::RcvBufForce, &(1 << 20))?;
                 return Ok(Self {
@@ -91,10 +101,7 @@ impl Seat {
     fn visit(&mut self, (base, control): &(String, String), camera: u32, stay: Duration) -> Result<Visit> {
         let Self { connection, rtp, port, .. } = self;
         // What an earlier guest was sent at the very end is not this one's.
-        rtp.set_nonblocking(true)?;
-        let mut packet = [0; 2048];
-        while rtp.recv(&mut packet).is_ok() {}
-        rtp.set_nonblocking(false)?;
+        take_all(rtp, camera, &mut Vec::new())?;
         let offer = format!("RTP/AVP;unicast;client_port={port}-{}", *port + 1);
         connection.session = None;
         let begun = Instant::now();
@@ -106,27 +113,23 @@ impl Seat {
             .header("RTP-Info")
             .and_then(|info| info.split("seq=").nth(1)?.split(';').next()?.parse().ok())
             .context("RTP-Info")?;
-        let mut sequences = Vec::new();
-        let mut first = None;
-        let mut until = Instant::now() + LIMIT;
-        while Instant::now() < until {
-            let Ok(length) = rtp.recv(&mut packet) else { break };
-            take(&packet[..length], camera, &mut sequences);
-            if first.is_none() && !sequences.is_empty() {
-                first = Some(Instant::now());
-                until = Instant::now() + stay;
-            }
+        let mut taken: Vec<Taken> = Vec::new();
+        let until = Instant::now() + LIMIT;
+        while taken.is_empty() && Instant::now() < until && take(rtp, camera, MsgFlags::empty(), &mut taken) {
         }
-        let first = first.context("not one packet came")?;
+        let first = Instant::now();
+        let promised_first = taken.first().context("not one packet came")?.sequence == promised;
+        // The rest waits in the socket: nobody is woken for it.
+        std::thread::sleep(stay);
         let leaving = Instant::now();
         connection.request("TEARDOWN", base, &[], "")?.ok()?;
         let left = Instant::now();
-        rtp.set_nonblocking(true)?;
-        while let Ok(length) = rtp.recv(&mut packet) {
-            take(&packet[..length], camera, &mut sequences);
-        }
-        let inexact = sequences[0] != promised;
-        let mut places: Vec<i16> = sequences.iter().map(|seq| seq.wrapping_sub(promised) as i16).collect();
+        take_all(rtp, camera, &mut taken)?;
+        let place = |packet: &Taken| packet.sequence.wrapping_sub(promised) as i16;
+        let by_kernel = || taken.iter().filter(|packet| packet.by_kernel).map(place);
+        let before_carried = by_kernel().min().and_then(|place| u64::try_from(place).ok());
+        let carried = by_kernel().count() as u64;
+        let mut places: Vec<i16> = taken.iter().map(place).collect();
         places.sort_unstable();
         let doubled = places.windows(2).filter(|pair| pair[0] == pair[1]).count() as u64;
         let lost = places.windows(2).map(|pair| (pair[1] - pair[0] - 1).max(0) as u64).sum();
@@ -145,10 +148,12 @@ impl Seat {
             leave: seconds(leaving, left),
             play_to_packet: seconds(set_up, first),
             setup_to_packet: seconds(begun, first),
-            packets: sequences.len() as u64,
+            packets: taken.len() as u64,
             lost,
             doubled,
-            inexact,
+            carried,
+            before_carried,
+            inexact: !promised_first,
             late: 0.0,
         })
     }
@@ -171,12 +176,39 @@ fn dropped(socket: &UdpSocket) -> u32 {
     if done == 0 { words[8] } else { 0 }
 }
 
-/// Notes the number of a packet of this camera.
-fn take(packet: &[u8], camera: u32, sequences: &mut Vec<u16>) {
-    let Some([a, b, c, d]) = packet.get(13..17).and_then(|bytes| bytes.first_chunk()) else { return };
-    if u32::from_be_bytes([*a, *b, *c, *d]) == camera {
-        sequences.push(u16::from_be_bytes([packet[2], packet[3]]));
+/// A packet of a guest's camera.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    sequence: u16,
+    by_kernel: bool,
+}
+
+/// Receives a packet and notes it if it is this camera's; false where none came.
+fn take(socket: &UdpSocket, camera: u32, flags: MsgFlags, taken: &mut Vec<Taken>) -> bool {
+    let mut packet = [0; 2048];
+    let mut control = cmsg_space!(i32);
+    let mut slices = [IoSliceMut::new(&mut packet)];
+    let Ok(message) = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) else {
+        return false;
+    };
+    let ttl = message.cmsgs().ok().and_then(|mut all| {
+        all.find_map(|one| if let ControlMessageOwned::Ipv4Ttl(ttl) = one { Some(ttl) } else { None })
+    });
+    let length = message.bytes;
+    if let Some([a, b, c, d]) = packet[..length].get(13..17).and_then(|bytes| bytes.first_chunk())
+        && u32::from_be_bytes([*a, *b, *c, *d]) == camera
+    {
+        let by_kernel = ttl.is_some_and(|ttl| ttl != i32::from(WORKERS_TTL));
+        taken.push(Taken { sequence: u16::from_be_bytes([packet[2], packet[3]]), by_kernel });
     }
+    true
+}
+
+/// The same with everything that waits.
+fn take_all(socket: &UdpSocket, camera: u32, taken: &mut Vec<Taken>) -> Result<()> {
+    socket.set_nonblocking(true)?;
+    while take(socket, camera, MsgFlags::MSG_DONTWAIT, taken) {}
+    Ok(socket.set_nonblocking(false)?)
 }
 
 /// What guests met.
@@ -243,7 +275,10 @@ impl Party {
         }
         let scratch = Scratch::new(name)?;
         let bpffs = scene.bpffs.path().display().to_string();
-        let flags = ["--bpffs", &bpffs, "--log-level", "warn"].map(str::to_owned).to_vec();
+        let ttl = WORKERS_TTL.to_string();
+        scene.node.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_default_ttl", ttl))??;
+        let flags = ["--bpffs", &bpffs, "--log-level", "warn", "--max-connections", "4096"];
+        let flags = flags.map(str::to_owned).to_vec();
         let options = Options { flags, ..Options::default() };
         let proxy = Proxy::start(Stage::inside(scratch.path(), &scene.node), "proxy", &options)?;
         let urls = |host: &str| -> Vec<_> {
@@ -309,8 +344,8 @@ fn visit_all(urls: &[String], storm: Storm, done: &AtomicU64) -> Result<Visits> 
         controls.push((base, first_control(&described, url)));
     }
     let mut seats = Vec::new();
-    for n in 0..GUESTS {
-        let local = Ipv4Addr::new(10, 7, 2, GUESTS_FROM + n as u8 % GUEST_ADDRESSES);
+    for n in 0..storm.seats {
+        let local = Ipv4Addr::new(10, 7, 2, GUESTS_FROM + (n % usize::from(GUEST_ADDRESSES)) as u8);
         seats.push(Seat::new(local.into(), &urls[0])?);
     }
     let (next, started) = (AtomicU64::new(0), Instant::now());

@@ -1,28 +1,31 @@
 //! Viewers that come and go by the hundred beside others that stay, while the kernel carries the media.
 //!
-//! `MSM_TEST_JOINS=1000:30` says how many a second and for how many seconds, and writes
-//! `docs/results/joins.md`; CI runs a short cut of it.
+//! `MSM_TEST_JOINS=1000:30` says how many a second and for how many seconds, and each test writes its section of
+//! `docs/results/joins.md`; CI runs a short cut of both.
 
 use std::fmt::Write as _;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use msm_fastpath::Gate;
 use msm_tests::bench::stats::quantile;
 use msm_tests::privilege::environment;
 use msm_tests::probe::Load;
-use msm_tests::process::output;
 use rtp_proxy::kernel::table::Table as _;
 
 use crate::kernel_guests::{
     GUEST_ADDRESSES, GUESTS, Party, STEADY, STREAMS, Stayed, Storm, Visit, Visits, cpu_seconds,
 };
 use crate::kernel_scene::Scene;
+use crate::record;
 
 const ENV_JOINS: &str = "MSM_TEST_JOINS";
+const RESULTS: &str = "joins.md";
 /// Sound and a key frame a second.
 const LOAD: Load = Load { packet_bytes: 300, packets_per_second: 200, burst: 40 };
+/// Sound, evenly spaced: of two packets' numbers one can tell how much later the second was sent.
+const EVEN: Load = Load { packet_bytes: 172, packets_per_second: 50, burst: 1 };
 /// How long a guest stays after its first packet, and how long one of so many: until the kernel carries it.
 const STAY: Duration = Duration::from_millis(60);
 const LONG_STAY: Duration = Duration::from_millis(1_200);
@@ -30,6 +33,10 @@ const LONG_ONE_IN: u64 = 17;
 
 fn stay(n: u64) -> Duration {
     if n.is_multiple_of(LONG_ONE_IN) { LONG_STAY } else { STAY }
+}
+
+fn long_stay(_: u64) -> Duration {
+    LONG_STAY
 }
 
 /// What it costs to write one leg that joins, without anything around it: entry, gate and flow, in microseconds.
@@ -66,6 +73,7 @@ fn grace_periods(times: usize) -> Vec<f64> {
 /// Everything that one run found.
 struct Outcome {
     storm: Storm,
+    load: Load,
     visits: Visits,
     stayed: Stayed,
     cpu: f64,
@@ -73,14 +81,14 @@ struct Outcome {
     grace: Vec<f64>,
 }
 
-fn run(scene: &Scene, storm: Storm) -> Result<Outcome> {
+fn run(scene: &Scene, load: Load, storm: Storm) -> Result<Outcome> {
     let (updates, grace) = (map_updates(scene, 10_000)?, grace_periods(30));
-    let party = Party::start(scene, "joins", LOAD)?;
+    let party = Party::start(scene, "joins", load)?;
     let cpu = cpu_seconds(&party.proxy)?;
     let visits = party.storm(scene, storm, &AtomicU64::new(0))?;
     let cpu = cpu_seconds(&party.proxy)? - cpu;
     let (stayed, _) = party.end(scene)?;
-    Ok(Outcome { storm, visits, stayed, cpu, updates, grace })
+    Ok(Outcome { storm, load, visits, stayed, cpu, updates, grace })
 }
 
 impl Outcome {
@@ -90,38 +98,31 @@ impl Outcome {
         self.visits.check()
     }
 
-    fn report(&self) -> Result<String> {
+    /// Milliseconds from PLAY to the first packet that the kernel sent, of guests who got one. The camera sends evenly, so
+    /// the number of packets before it tells.
+    fn to_kernel(&self) -> Vec<f64> {
+        let gap = 1e3 / f64::from(self.load.packets_per_second);
+        let of = |visit: &Visit| Some(visit.play_to_packet * 1e3 + visit.before_carried? as f64 * gap);
+        self.visits.done.iter().filter_map(of).collect()
+    }
+
+    fn report(&self, stays: &str) -> Result<String> {
         let Visits { done, seconds, .. } = &self.visits;
+        let Load { packet_bytes, packets_per_second, burst } = self.load;
         let mut text = String::new();
         let text_of = &mut text;
-        let cores = std::thread::available_parallelism()?;
-        writeln!(text_of, "# Joins and leaves beside legs that the kernel carries\n")?;
         writeln!(
             text_of,
-            "`{ENV_JOINS}={}:{} MSM_TEST_PROXY=$PWD/target/release/rtp-proxy cargo test -p msm-tests --test topology \
-             joins_and_leaves_at_rate` writes this file.\n",
-            self.storm.rate,
-            self.storm.total / u64::from(self.storm.rate)
+            "{}; cameras, proxy, viewers and guests share them, each in a network namespace of its own.\n",
+            record::stamp(record::build()?)?
         )?;
         writeln!(
             text_of,
-            "{}, {cores} cores, Linux {}, load average {}; cameras, proxy, viewers and guests share them, each in a\n\
-             network namespace of its own.\n",
-            output("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?.trim(),
-            output("uname", &["-r"])?.trim(),
-            std::fs::read_to_string("/proc/loadavg")?.split(' ').next().unwrap_or_default(),
-        )?;
-        writeln!(
-            text_of,
-            "{STREAMS} published streams, each {} packets/s of {} bytes, {} of them back to back once a second; {STEADY} \
-             viewers of\neach stay, on rung `tcx`. Guests come to one stream after the other: SETUP, PLAY, {} ms of \
-             media (one in {LONG_ONE_IN} stays {} ms,\nuntil the kernel carries it), TEARDOWN, over {GUESTS} RTSP connections from {GUEST_ADDRESSES} addresses. Every packet carries \
+            "{STREAMS} published streams, each {packets_per_second} packets/s of {packet_bytes} bytes, {burst} of them back to \
+             back once a second; {STEADY} viewers of\neach stay, on rung `tcx`. Guests come to one stream after the other: \
+             SETUP, PLAY, {stays}, TEARDOWN, over {} RTSP\nconnections from {GUEST_ADDRESSES} addresses. Every packet carries \
              its number; everybody accounts for each.\n",
-            LOAD.packets_per_second,
-            LOAD.packet_bytes,
-            LOAD.burst,
-            STAY.as_millis(),
-            LONG_STAY.as_millis(),
+            self.storm.seats
         )?;
         writeln!(text_of, "| | |\n|---|---|")?;
         let sum = |value| self.visits.sum(value);
@@ -138,6 +139,13 @@ impl Outcome {
             ("guests: packets", sum(|visit| visit.packets).to_string()),
             ("lost, doubled", format!("{}, {}", sum(|visit| visit.lost), sum(|visit| visit.doubled))),
             ("first packet is not that of RTP-Info", sum(|visit| u64::from(visit.inexact)).to_string()),
+            ("guests' packets that the kernel sent", {
+                let (carried, all) = (sum(|visit| visit.carried), sum(|visit| visit.packets));
+                format!("{carried}: {:.0} %", 100.0 * carried as f64 / all.max(1) as f64)
+            }),
+            ("guests whom the kernel carried before they left", {
+                format!("{} of {}", sum(|visit| u64::from(visit.carried > 0)), done.len())
+            }),
             ("CPU of the proxy", format!("{:.2} cores", self.cpu / seconds)),
         ] {
             writeln!(text_of, "| {name} | {value} |")?;
@@ -157,6 +165,17 @@ impl Outcome {
             let at = |q: f64| quantile(&values, q);
             writeln!(text_of, "| {name} | {:.2} ms | {:.2} ms | {:.1} ms |", at(0.5), at(0.99), at(1.0))?;
         }
+        if self.load.burst == 1 {
+            let values = self.to_kernel();
+            let at = |q: f64| quantile(&values, q);
+            writeln!(
+                text_of,
+                "| PLAY to the first packet that the kernel sent | {:.0} ms | {:.0} ms | {:.0} ms |",
+                at(0.5),
+                at(0.99),
+                at(1.0)
+            )?;
+        }
         let at = |q: f64| quantile(&self.updates, q);
         writeln!(
             text_of,
@@ -173,7 +192,7 @@ impl Outcome {
             at(0.99),
             at(1.0)
         )?;
-        let wait = 1e3 / f64::from(LOAD.packets_per_second - LOAD.burst);
+        let wait = 1e3 / f64::from(packets_per_second - burst);
         writeln!(
             text_of,
             "\nA camera's next packet is up to {wait:.1} ms away; that is in every time to a packet."
@@ -182,23 +201,49 @@ impl Outcome {
     }
 }
 
+/// Guests a second and for how many seconds, and whether somebody asked for that.
+fn asked() -> Result<(u32, u64, bool)> {
+    let Some(text) = environment(ENV_JOINS) else { return Ok((100, 3, false)) };
+    let (rate, seconds) = text.split_once(':').context("MSM_TEST_JOINS is RATE:SECONDS")?;
+    Ok((rate.parse()?, seconds.parse()?, true))
+}
+
 #[test]
 fn joins_and_leaves_at_rate_disturb_nobody_and_rtp_info_is_exact() -> Result<()> {
     let test = "joins_and_leaves_at_rate_disturb_nobody_and_rtp_info_is_exact";
     let Some(scene) = Scene::new(test)? else { return Ok(()) };
-    let asked = environment(ENV_JOINS);
-    let (rate, seconds) = match &asked {
-        None => (100, 3),
-        Some(text) => {
-            let (rate, seconds) = text.split_once(':').context("MSM_TEST_JOINS is RATE:SECONDS")?;
-            (rate.parse()?, seconds.parse()?)
-        }
-    };
-    let outcome = run(&scene, Storm { rate, total: u64::from(rate) * seconds, stay })?;
-    let report = outcome.report()?;
+    let (rate, seconds, is_asked) = asked()?;
+    let storm = Storm { rate, total: u64::from(rate) * seconds, seats: GUESTS, stay };
+    let outcome = run(&scene, LOAD, storm)?;
+    let (short, long) = (STAY.as_millis(), LONG_STAY.as_millis());
+    let report = outcome.report(&format!("{short} ms of media (one in {LONG_ONE_IN} stays {long} ms)"))?;
     eprintln!("{report}");
-    if asked.is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/results/joins.md"), &report)?;
+    if is_asked {
+        record::put(RESULTS, "Short visits", &report)?;
     }
     outcome.check()
+}
+
+#[test]
+fn guests_whom_the_kernel_carries_come_and_go_at_rate_and_disturb_nobody() -> Result<()> {
+    let test = "guests_whom_the_kernel_carries_come_and_go_at_rate_and_disturb_nobody";
+    let Some(scene) = Scene::new(test)? else { return Ok(()) };
+    let (rate, seconds, is_asked) = asked()?;
+    // As many as come while one stays, and half as many for the calls before and after.
+    let seats = (rate as usize * 3 / 2 * LONG_STAY.as_millis() as usize / 1_000).max(GUESTS);
+    let storm = Storm { rate, total: u64::from(rate) * seconds, seats, stay: long_stay };
+    let outcome = run(&scene, EVEN, storm)?;
+    let report = outcome.report(&format!("{} ms of media", LONG_STAY.as_millis()))?;
+    eprintln!("{report}");
+    if is_asked {
+        record::put(RESULTS, "Visits that the kernel carries", &report)?;
+    }
+    outcome.check()?;
+    let carried = outcome.visits.sum(|visit| visit.carried);
+    let by_worker = outcome.visits.sum(|visit| visit.packets) - carried;
+    ensure!(
+        carried > 0 && by_worker > 0,
+        "guests got {carried} packets from the kernel, {by_worker} from workers"
+    );
+    Ok(())
 }
