@@ -200,7 +200,8 @@ impl FlowEntry {
 }
 
 abi! {
-    /// Progress of a flow: one shared value, plain loads and stores; races lose single counts.
+    /// Progress of a flow: one shared value, plain loads and stores. Races of two CPUs lose single counts, and a number
+    /// only if both store it within nanoseconds ([`crate::Progress::store`]).
     ///
     /// User space writes the start value, so that the kernel goes on with the worker's extended numbers,
     /// and reads it when it wants to know. Only what the kernel forwarded is in it.

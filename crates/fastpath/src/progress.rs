@@ -170,6 +170,9 @@ impl Progress {
     }
 
     /// Stores the progress of a packet and counts its `segments`.
+    ///
+    /// Another CPU may have stored since this one looked. The numbers of both stay in the books then, and the highest
+    /// never goes back; where nobody did, what is stored holds nothing that the books do not.
     #[inline]
     pub const fn store(&self, stats: &mut FlowStats, segments: &Segments, arrival: &Arrival) {
         stats.packets = stats.packets.wrapping_add(segments.count() as u64);
@@ -179,8 +182,9 @@ impl Progress {
             stats.bursts = stats.bursts.wrapping_add(1);
         }
         stats.last_arrival = arrival.at;
-        stats.highest = self.highest;
-        stats.window = self.window;
+        let (highest, window) = joined((self.highest, self.window), (stats.highest, stats.window));
+        stats.highest = highest;
+        stats.window = window;
         stats.transit = self.transit;
         stats.jitter = self.jitter;
         stats.last_timestamp = self.last_timestamp;
@@ -199,6 +203,14 @@ impl Progress {
             stats.duplicate = stats.duplicate.wrapping_add(self.duplicate as u64);
         }
     }
+}
+
+/// Two views of the numbers of one run, each the highest and the 64 up to it, as one.
+#[inline]
+const fn joined(mine: (u64, u64), theirs: (u64, u64)) -> (u64, u64) {
+    let (high, low) = if mine.0 >= theirs.0 { (mine, theirs) } else { (theirs, mine) };
+    let behind = high.0 - low.0;
+    (high.0, if behind < 64 { high.1 | (low.1 << (behind & 63)) } else { high.1 })
 }
 
 /// How a flow's packets come: what tells whether batching them at their way in pays.

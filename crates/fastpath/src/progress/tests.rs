@@ -48,6 +48,26 @@ fn loss_reordering_and_duplicates_are_told_apart_across_the_wrap() {
 }
 
 #[test]
+fn what_two_cpus_store_of_one_flow_is_in_the_books_whoever_comes_last() {
+    let segments = Segments::new(100, 0).unwrap();
+    for numbers in [[21, 22], [22, 21], [17, 21], [21, 17], [10, 40], [40, 10]] {
+        let mut stats = FlowStats::ZERO;
+        after(&[15, 16, 18, 20]).store(&mut stats, &segments, &arrival(0));
+        // Both have looked before either stores.
+        let taken = numbers.map(|seq| {
+            let mut progress = Progress::of(&stats);
+            progress.take(seq, 0, &arrival(0));
+            progress
+        });
+        for progress in taken {
+            progress.store(&mut stats, &segments, &arrival(0));
+        }
+        let all = after(&[15, 16, 18, 20, numbers[0], numbers[1]]);
+        assert_eq!((stats.highest, stats.window), (all.highest, all.window), "{numbers:?}");
+    }
+}
+
+#[test]
 fn numbers_beyond_dropout_and_misorder_do_not_continue_the_run() {
     let progress = after(&[10_000]);
     let continues = |seq| progress.continues(seq, 0, &arrival(0));
