@@ -24,6 +24,7 @@ mod object;
 pub mod pins;
 pub mod privileges;
 pub mod probe;
+mod refusals;
 mod selftest;
 pub mod service;
 mod settling;

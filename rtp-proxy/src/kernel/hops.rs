@@ -40,6 +40,8 @@ pub(super) trait Outside {
     fn resolve(&mut self, key: NeighbourKey);
     /// Attaches the program.
     fn attach(&mut self, link: &Link) -> Result<Rung, UserReason>;
+    /// Whether there is such an interface, whatever can be read of it.
+    fn is_there(&mut self, ifindex: u32) -> bool;
     /// The interface is gone.
     fn detached(&mut self, ifindex: u32);
 }
@@ -83,6 +85,8 @@ pub(super) struct Hops {
     outboxes: Vec<Outbox>,
     routes_changed: bool,
     links_changed: bool,
+    /// Notices of neighbours may be missing.
+    neighbours_unread: bool,
 }
 
 fn ends(want: &Want) -> (IpAddr, IpAddr) {
@@ -108,6 +112,7 @@ impl Hops {
             outboxes: notes.into_iter().map(outbox).collect(),
             routes_changed: false,
             links_changed: false,
+            neighbours_unread: false,
         }
     }
 
@@ -236,12 +241,19 @@ impl Hops {
         Ok(Ingress { ifindex: link.ifindex, interface: link.name.clone(), mtu: link.mtu, rung })
     }
 
-    /// Takes every interface over; those that are not in `links` are gone.
+    /// Takes every interface over. One that is not in `links` is gone, if it is not just that it could not be read.
     pub(super) fn replace_links(&mut self, links: Vec<Link>, outside: &mut impl Outside) {
         let before = std::mem::take(&mut self.net.links);
         self.net.links = links.into_iter().map(|link| (link.ifindex, link)).collect();
-        for ifindex in before.keys().filter(|ifindex| !self.net.links.contains_key(ifindex)) {
-            outside.detached(*ifindex);
+        for (ifindex, link) in before {
+            if self.net.links.contains_key(&ifindex) {
+                continue;
+            }
+            if outside.is_there(ifindex) {
+                self.net.links.insert(ifindex, link);
+            } else {
+                outside.detached(ifindex);
+            }
         }
         self.links_changed = true;
         self.routes_changed = true;
@@ -338,10 +350,16 @@ impl Hops {
         self.links_changed = true;
     }
 
+    /// Every route is to be asked for again.
+    pub(super) fn reroute(&mut self) {
+        self.routes_changed = true;
+    }
+
     /// Everything is to be asked for again.
     pub(super) fn unsettle(&mut self) {
         self.routes_changed = true;
         self.links_changed = true;
+        self.neighbours_unread = true;
     }
 
     /// Draws the consequences of what [`Hops::notice`] took over.
@@ -352,6 +370,13 @@ impl Hops {
             self.policies = policies;
         }
         self.links_changed = false;
+        if std::mem::take(&mut self.neighbours_unread) {
+            let known: Vec<NeighbourKey> = self.neighbours.keys().copied().collect();
+            for key in known {
+                let state = outside.neighbour(key);
+                self.neighbour_changed(key, state, now, outside);
+            }
+        }
         let wants: Vec<Want> = self.wants.keys().copied().collect();
         for want in wants {
             if routes {
@@ -387,8 +412,12 @@ impl Hops {
         for key in due {
             let Some(watched) = self.neighbours.get_mut(&key) else { continue };
             if watched.until.is_some_and(|until| until <= now) {
+                // The notice that it is there again may be missing.
+                watched.state = match outside.neighbour(key) {
+                    Some(known @ Neighbour::Known { .. }) => known,
+                    _ => Neighbour::Failed,
+                };
                 watched.until = None;
-                watched.state = Neighbour::Failed;
             }
             if watched.at <= now {
                 if matches!(watched.state, Neighbour::Known { .. }) {

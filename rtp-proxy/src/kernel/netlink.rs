@@ -1,12 +1,14 @@
 //! NETLINK_ROUTE, as little of it as the fast path asks for: requests that wait for their answer (some
 //! microseconds), and a socket that tells what changes.
 
+use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, Stats64};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
@@ -17,9 +19,19 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
+use tracing::info;
 
 /// Groups whose messages change a way: links, neighbours, addresses, routes and rules of both families.
 const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+
+/// Of next-hop objects (`ip nexthop`), which change routes without a word about these. Since kernel 5.3.
+const NEXTHOPS: u32 = 32;
+
+/// Types of its messages.
+const NEXTHOP_TYPES: [u16; 2] = [104, 105];
+
+/// How often a list is asked for that changes while it is read.
+const TRIES: u32 = 3;
 
 /// The kernel answers at once; a request that it does not answer must not stop the thread.
 const PATIENCE: i64 = 2;
@@ -41,6 +53,7 @@ pub(super) struct Arrivals {
 pub(super) struct Requests {
     socket: Socket,
     sequence: u32,
+    unread: Unread,
 }
 
 /// Family and octets of an address in netlink's types.
@@ -58,41 +71,37 @@ impl Requests {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, sequence: 0, unread: Unread::default() })
     }
 
+    /// A list that changed while it was read may lack what was there all the time, so it is read again; what is asked
+    /// for the last time counts.
     fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.sequence = self.sequence.wrapping_add(1);
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | flags;
+        let mut tries = 1;
+        loop {
+            let answers = self.ask_once(&mut message)?;
+            if !answers.interrupted || tries == TRIES {
+                return Ok(answers.found);
+            }
+            tries += 1;
+        }
+    }
+
+    fn ask_once(&mut self, message: &mut NetlinkMessage<RouteNetlinkMessage>) -> io::Result<Answers> {
+        self.sequence = self.sequence.wrapping_add(1);
         message.header.sequence_number = self.sequence;
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
-        let mut answers = Vec::new();
+        let is_list = message.header.flags & (NLM_F_DUMP | NLM_F_ACK) != 0;
+        let mut answers = Answers::default();
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
-            for message in messages(&bytes) {
-                if message.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    NetlinkPayload::Error(error) => {
-                        return match error.code {
-                            None => Ok(answers),
-                            Some(code) => Err(io::Error::from_raw_os_error(code.get().saturating_neg())),
-                        };
-                    }
-                    NetlinkPayload::InnerMessage(answer) => {
-                        answers.push(answer);
-                        if flags & (NLM_F_DUMP | NLM_F_ACK) == 0 {
-                            return Ok(answers);
-                        }
-                    }
-                    _ => {}
-                }
+            if answers.take(&bytes, self.sequence, is_list, &self.unread)? {
+                return Ok(answers);
             }
         }
     }
@@ -221,21 +230,85 @@ fn stats(link: &LinkMessage) -> Option<&Stats64> {
     })
 }
 
-/// The netlink messages of one datagram; what does not parse is left out.
-fn messages(mut bytes: &[u8]) -> Vec<NetlinkMessage<RouteNetlinkMessage>> {
-    let mut found = Vec::new();
-    while let Some(length) = bytes.first_chunk::<4>().map(|length| u32::from_ne_bytes(*length) as usize) {
-        let Some(message) = bytes.get(..length).filter(|message| message.len() >= 16) else { break };
-        found.extend(NetlinkMessage::deserialize(message).ok());
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+/// What the kernel answered so far.
+#[derive(Debug, Default)]
+struct Answers {
+    found: Vec<RouteNetlinkMessage>,
+    /// The list changed while it was read.
+    interrupted: bool,
+}
+
+impl Answers {
+    /// Takes a datagram. Returns whether the answer is whole.
+    fn take(&mut self, bytes: &[u8], sequence: u32, is_list: bool, unread: &Unread) -> io::Result<bool> {
+        for message in raw_messages(bytes).filter_map(|message| unread.parse(message)) {
+            if message.header.sequence_number != sequence {
+                continue;
+            }
+            self.interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(true),
+                NetlinkPayload::Error(error) => {
+                    return match error.code {
+                        None => Ok(true),
+                        Some(code) => Err(io::Error::from_raw_os_error(code.get().saturating_neg())),
+                    };
+                }
+                NetlinkPayload::InnerMessage(answer) => {
+                    self.found.push(answer);
+                    if !is_list {
+                        return Ok(true);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(false)
     }
-    found
+}
+
+/// Whether it was said that something of the kernel's cannot be read: once is enough.
+#[derive(Debug, Default)]
+struct Unread {
+    told: Cell<bool>,
+}
+
+impl Unread {
+    fn parse(&self, message: &[u8]) -> Option<NetlinkMessage<RouteNetlinkMessage>> {
+        let parsed = NetlinkMessage::deserialize(message);
+        if let Err(error) = &parsed
+            && !self.told.replace(true)
+        {
+            info!(
+                event = "kernel.netlink",
+                message_type = message_type(message),
+                reason = %error,
+                "cannot read a message of this kernel: what it is about may be taken for unresolved"
+            );
+        }
+        parsed.ok()
+    }
+}
+
+fn message_type(message: &[u8]) -> Option<u16> {
+    message.get(4..)?.first_chunk::<2>().map(|number| u16::from_ne_bytes(*number))
+}
+
+/// The netlink messages of one datagram.
+fn raw_messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*bytes.first_chunk::<4>()?) as usize;
+        let message = bytes.get(..length).filter(|message| message.len() >= 16)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 /// Tells what changes.
 #[derive(Debug)]
 pub(super) struct Notices {
     socket: Socket,
+    unread: Unread,
 }
 
 /// What a look at the notices brought.
@@ -243,6 +316,8 @@ pub(super) struct Notices {
 pub(super) enum Notice {
     /// Something changed.
     Changed(RouteNetlinkMessage),
+    /// A next-hop object changed, and with it perhaps routes.
+    Nexthop,
     /// Notices were lost: everything must be asked for again.
     Lost,
 }
@@ -258,10 +333,11 @@ impl Notices {
         for group in GROUPS {
             socket.add_membership(group)?;
         }
+        socket.add_membership(NEXTHOPS).ok();
         // Allowed beyond rmem_max with CAP_NET_ADMIN, without which nothing of this runs.
         setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &NOTICE_BUFFER).ok();
         socket.set_non_blocking(true)?;
-        Ok(Self { socket })
+        Ok(Self { socket, unread: Unread::default() })
     }
 
     /// The descriptor, readable when there is something.
@@ -275,16 +351,26 @@ impl Notices {
     /// [`io::ErrorKind::WouldBlock`] when nothing did.
     pub(super) fn read(&self) -> io::Result<Vec<Notice>> {
         match self.socket.recv_from_full() {
-            Ok((bytes, _)) => Ok(messages(&bytes)
-                .into_iter()
-                .filter_map(|message| match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => Some(Notice::Changed(inner)),
-                    NetlinkPayload::Overrun(_) => Some(Notice::Lost),
-                    _ => None,
-                })
-                .collect()),
+            Ok((bytes, _)) => Ok(self.notices(&bytes)),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(vec![Notice::Lost]),
             Err(error) => Err(error),
         }
     }
+
+    fn notices(&self, bytes: &[u8]) -> Vec<Notice> {
+        let notice = |message| {
+            if message_type(message).is_some_and(|kind| NEXTHOP_TYPES.contains(&kind)) {
+                return Some(Notice::Nexthop);
+            }
+            match self.unread.parse(message)?.payload {
+                NetlinkPayload::InnerMessage(inner) => Some(Notice::Changed(inner)),
+                NetlinkPayload::Overrun(_) => Some(Notice::Lost),
+                _ => None,
+            }
+        };
+        raw_messages(bytes).filter_map(notice).collect()
+    }
 }
+
+#[cfg(test)]
+mod tests;

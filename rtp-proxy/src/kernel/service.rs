@@ -1,7 +1,6 @@
 //! The thread `kernel-events`: answers the workers' wants, keeps the answers fresh, reads events, and at the
 //! end takes everything back.
 
-use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -28,6 +27,7 @@ use super::load::{Capacity, Kernel};
 use super::names::Names;
 use super::netlink::{Notice, Notices, Requests};
 use super::pins;
+use super::refusals::Refusals;
 use super::selftest::SelfTest;
 use super::settling::Settling;
 use super::share::{Left, Share, returned};
@@ -309,7 +309,7 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
     started.send(Ok(())).ok();
     let tests = SelfTest::new(start.tested);
     let waits = start.tenure.waits();
-    let mut world = World { requests, ladder: start.ladder, waits, refused: HashMap::new(), tests };
+    let mut world = World { requests, ladder: start.ladder, waits, refused: Refusals::default(), tests };
     let mut batcher = start.batcher;
     if start.tenure.is_held() {
         batcher.take_over(&mut world.ladder, Instant::now());
@@ -464,6 +464,7 @@ impl Service {
                     self.changed(&message);
                     self.hops.notice(&message, now, &mut self.world);
                 }
+                Notice::Nexthop => self.hops.reroute(),
                 Notice::Lost => {
                     debug!(event = "kernel.netlink", "notices were lost: everything is read again");
                     self.notices_lost = true;
@@ -496,7 +497,6 @@ impl Service {
         self.batcher.handle_timeout(now, &self.hops, requests, ladder);
         if self.refresh_at <= now {
             self.refresh_at = now + REFRESH;
-            self.world.refused.clear();
             self.world.tests.forget(None);
             self.world.links(&mut self.hops);
             self.hops.unsettle();

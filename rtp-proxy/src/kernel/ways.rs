@@ -70,7 +70,8 @@ pub struct Ways {
     worker: usize,
     known: HashMap<Want, Known>,
     asks: mpsc::Sender<(usize, Ask)>,
-    /// What the full queue refused: at most one entry per want that changed.
+    /// What the full queue refused, in order: at most one want for each that is held here, and before it one forget of
+    /// what the other side knows of.
     unsent: VecDeque<Ask>,
 }
 
@@ -110,7 +111,14 @@ impl Ways {
         known.holders -= 1;
         if known.holders == 0 {
             self.known.remove(&want);
-            self.send(Ask::Forget(want));
+            let unsent =
+                self.unsent.iter().rposition(|ask| matches!(ask, Ask::Want(asked) if *asked == want));
+            if let Some(unsent) = unsent {
+                // Nobody has heard of it.
+                self.unsent.remove(unsent);
+            } else {
+                self.send(Ask::Forget(want));
+            }
         }
     }
 
@@ -201,6 +209,29 @@ mod tests {
         ways.flush();
         assert!(matches!(asks.try_recv(), Ok((0, Ask::Want(Want::Hop { peer, .. }))) if peer != want_peer()));
         assert!(matches!(asks.try_recv(), Ok((0, Ask::Want(asked))) if asked == want(9)));
+    }
+
+    #[test]
+    fn what_comes_and_goes_while_the_queue_is_full_leaves_nothing_in_it() {
+        let (mut ends, mut asks, _senders) = channels(1);
+        let (ways, _) = &mut ends[0];
+        ways.want(want(8));
+        for number in 1..ASKS as u32 {
+            let [_, b, c, d] = number.to_be_bytes();
+            ways.want(Want::Hop { peer: [11, b, c, d].into(), local: [10, 0, 0, 1].into() });
+        }
+        for _ in 0..100 {
+            ways.want(want(9));
+            ways.forget(want(9));
+            ways.forget(want(8));
+            ways.want(want(8));
+        }
+        assert_eq!(ways.unsent.len(), 2, "{:?}", ways.unsent);
+        while asks.try_recv().is_ok() {}
+        ways.flush();
+        assert!(matches!(asks.try_recv(), Ok((0, Ask::Forget(asked))) if asked == want(8)));
+        assert!(matches!(asks.try_recv(), Ok((0, Ask::Want(asked))) if asked == want(8)));
+        assert!(asks.try_recv().is_err());
     }
 
     fn want_peer() -> std::net::IpAddr {

@@ -1,7 +1,7 @@
 //! The kernel as the fast path sees it: netlink, the ladder, and the tests of what hangs there.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use tracing::{debug, info, warn};
 
@@ -12,8 +12,10 @@ use super::ipsec::Policies;
 use super::ladder::Ladder;
 use super::net::{Link, Neighbour, NeighbourKey, Route, neighbour};
 use super::netlink::Requests;
+use super::refusals::Refusals;
 use super::selftest::{Sees, SelfTest};
 use super::service::InterfaceStatus;
+use super::undo::name_of;
 
 /// The kernel as [`Hops`] sees it.
 pub(super) struct World {
@@ -21,8 +23,8 @@ pub(super) struct World {
     pub(super) ladder: Ladder,
     /// The process that was taken over from still has its programs on the interfaces.
     pub(super) waits: bool,
-    /// Interfaces on which nothing could be attached, as they were then.
-    pub(super) refused: HashMap<u32, (Link, UserReason)>,
+    /// Interfaces on which nothing could be attached.
+    pub(super) refused: Refusals,
     pub(super) tests: SelfTest,
 }
 
@@ -54,7 +56,7 @@ impl Outside for World {
             let why = "the proxy before this one has not ended yet".to_owned();
             return Err(UserReason::Interface { interface: link.name.clone(), why });
         }
-        if let Some((_, why)) = self.refused.get(&link.ifindex).filter(|(then, _)| then == link) {
+        if let Some(why) = self.refused.standing(link, Instant::now()) {
             return Err(why.clone());
         }
         self.ladder.rename(link.ifindex, &link.name);
@@ -77,18 +79,23 @@ impl Outside for World {
             }
             Ok(_) => {}
             Err(why) => {
-                info!(event = "rung.changed", interface = link.name, rung = "user", reason = %why);
-                self.refused.insert(link.ifindex, (link.clone(), why.clone()));
+                if self.refused.note(link, why, Instant::now()) {
+                    info!(event = "rung.changed", interface = link.name, rung = "user", reason = %why);
+                }
             }
         }
         if result.is_ok() {
-            self.refused.remove(&link.ifindex);
+            self.refused.forget(link.ifindex);
         }
         result
     }
 
+    fn is_there(&mut self, ifindex: u32) -> bool {
+        name_of(ifindex).is_some()
+    }
+
     fn detached(&mut self, ifindex: u32) {
-        self.refused.remove(&ifindex);
+        self.refused.forget(ifindex);
         self.tests.forget(Some(ifindex));
         if let Some(name) = self.ladder.forget(ifindex) {
             info!(event = "rung.changed", interface = name, rung = "user", reason = "the interface is gone");
@@ -150,7 +157,7 @@ impl World {
             why: on.why.clone(),
             batching: batcher.status(*ifindex),
         });
-        let refused = self.refused.values().map(|(link, why)| InterfaceStatus {
+        let refused = self.refused.iter().map(|(link, why)| InterfaceStatus {
             interface: link.name.clone(),
             rung: Err(why.clone()),
             why: None,

@@ -20,6 +20,8 @@ struct Fake {
     resolved: Vec<NeighbourKey>,
     attached: Vec<u32>,
     detached: Vec<u32>,
+    /// Interfaces that are there although no list has them.
+    hidden: Vec<u32>,
     refuse: bool,
 }
 
@@ -49,6 +51,10 @@ impl Outside for Fake {
             self.attached.push(link.ifindex);
         }
         Ok(Rung::Tcx)
+    }
+
+    fn is_there(&mut self, ifindex: u32) -> bool {
+        self.hidden.contains(&ifindex)
     }
 
     fn detached(&mut self, ifindex: u32) {
@@ -225,6 +231,7 @@ fn an_entry_that_the_kernel_let_go_serves_until_it_is_found_out_again() {
     let mut scene = Scene::new(&[]);
     scene.want(0, hop_to(9));
     scene.told(0);
+    scene.fake.neighbours.clear();
     scene.notice(RouteNetlinkMessage::DelNeighbour(neighbour_message(9, NeighbourState::Stale, Some(MAC))));
     assert_eq!(scene.fake.resolved, [(3, peer(9))], "asked for at once");
     scene.notice(RouteNetlinkMessage::NewNeighbour(neighbour_message(9, NeighbourState::Incomplete, None)));
@@ -300,6 +307,47 @@ fn links_that_went_unnoticed_are_found_out_by_reading_all() {
     scene.settle();
     assert_eq!(scene.told(0), ["unresolved"]);
     assert_eq!(scene.fake.detached, [3]);
+}
+
+#[test]
+fn an_interface_that_a_list_leaves_out_is_asked_for_before_it_is_taken_for_gone() {
+    let mut scene = Scene::new(&[]);
+    scene.want(0, from(9));
+    scene.told(0);
+    scene.fake.hidden.push(3);
+    scene.hops.replace_links(Vec::new(), &mut scene.fake);
+    scene.settle();
+    assert!(scene.told(0).is_empty() && scene.fake.detached.is_empty(), "{:?}", scene.fake.detached);
+    scene.fake.hidden.clear();
+    scene.hops.replace_links(Vec::new(), &mut scene.fake);
+    scene.settle();
+    assert_eq!((scene.told(0), &scene.fake.detached), (vec!["unresolved".to_owned()], &vec![3]));
+}
+
+#[test]
+fn a_neighbour_whose_notice_was_lost_is_found_out_when_everything_is_asked_for() {
+    let mut scene = Scene::new(&[]);
+    scene.want(0, hop_to(9));
+    scene.told(0);
+    let known = |mac| Neighbour::Known { mac, confirmed: true };
+    scene.fake.neighbours.insert((3, peer(9)), known(NEW_MAC));
+    scene.notice(RouteNetlinkMessage::NewRoute(RouteMessage::default()));
+    scene.settle();
+    assert!(scene.told(0).is_empty(), "routes change often: neighbours have notices of their own");
+    scene.hops.unsettle();
+    scene.settle();
+    assert_eq!(scene.told(0), ["eth0 0a 1500"]);
+    scene.hops.unsettle();
+    scene.settle();
+    assert!(scene.told(0).is_empty() && scene.fake.resolved.is_empty(), "nothing changed");
+    // It was let go, and nobody said so; then that it is there again.
+    scene.fake.neighbours.clear();
+    scene.hops.unsettle();
+    scene.settle();
+    assert_eq!(scene.fake.resolved, [(3, peer(9))]);
+    scene.fake.neighbours.insert((3, peer(9)), known(MAC));
+    scene.pass(GRACE);
+    assert_eq!(scene.told(0), ["eth0 09 1500"]);
 }
 
 #[test]
