@@ -297,6 +297,27 @@ fn routes_neighbours_and_mtu_are_followed() -> Result<()> {
 }
 
 #[test]
+fn a_next_hop_that_is_replaced_is_followed_though_no_route_says_so() -> Result<()> {
+    let test = "a_next_hop_that_is_replaced_is_followed_though_no_route_says_so";
+    let Some(scene) = Scene::new(test)? else { return Ok(()) };
+    scene.node.output("sh", &["-c", "echo 0 > /proc/sys/net/ipv4/nexthop_compat_mode"])?;
+    for (router, mac) in [("10.7.2.3", "02:00:00:00:00:73"), ("10.7.2.4", "02:00:00:00:00:74")] {
+        scene.node.ip(&["neigh", "add", router, "lladdr", mac, "dev", &scene.outer, "nud", "permanent"])?;
+    }
+    let mut held = scene.start(&scene.settings())?;
+    scene.node.ip(&["nexthop", "add", "id", "71", "via", "10.7.2.3", "dev", &scene.outer])?;
+    scene.node.ip(&["route", "add", "10.9.0.0/16", "nhid", "71"])?;
+    let want = Want::Hop { peer: "10.9.0.5".parse()?, local: "10.7.2.1".parse()? };
+    held.share.ways.want(want);
+    for (router, last) in [("10.7.2.3", 0x73), ("10.7.2.4", 0x74), ("10.7.2.3", 0x73)] {
+        scene.node.ip(&["nexthop", "replace", "id", "71", "via", router, "dev", &scene.outer])?;
+        held.until(want, |way| matches!(way, Way::Hop(Ok(hop)) if hop.dst_mac[5] == last).then_some(()))?;
+    }
+    held.path.stop(false);
+    Ok(())
+}
+
+#[test]
 fn thousands_of_viewers_are_answered_and_a_full_table_is_said() -> Result<()> {
     let test = "thousands_of_viewers_are_answered_and_a_full_table_is_said";
     let Some(scene) = Scene::new(test)? else { return Ok(()) };
