@@ -4,11 +4,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use msm_tests::camera::{Stage, Transport};
 use msm_tests::privilege::{Need, granted};
-use msm_tests::process::{Launch, Process, Scratch, output};
+use msm_tests::process::{Launch, Process, Scratch, output, wait_for};
 use msm_tests::proxy::{Options, program};
 use rtp_proxy::commands::uninstall;
 use serde_json::Value;
@@ -48,6 +49,11 @@ impl Ground {
         let scratch = Scratch::new("unprivileged")?;
         let (binary, doors) = (scratch.file("rtp-proxy"), scratch.file("run"));
         fs::copy(program()?, &binary)?;
+        // A program that another test starts at this moment holds a copy of the descriptor that wrote it, between fork
+        // and exec: until then the kernel says "Text file busy".
+        let starts =
+            || Command::new(&binary).arg("--version").output().is_ok_and(|said| said.status.success());
+        wait_for("the copy of the binary to start", LIMIT, || starts().then_some(()))?;
         fs::create_dir(&doors)?;
         std::os::unix::fs::chown(&doors, Some(USER), Some(USER))?;
         // As systemd mounts it.
