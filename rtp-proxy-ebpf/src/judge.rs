@@ -13,7 +13,7 @@ use crate::counters::{count, count_drop};
 use crate::event::{now, tell};
 use crate::maps::FLOW_STATS;
 use crate::packet::{Number, Packet, Turn};
-use crate::skb::{NEXT, Skb};
+use crate::skb::{MAX_OFFSET, NEXT, Skb};
 use crate::tables::{Found, find_flow, is_closed};
 use crate::{ahead, checksum};
 
@@ -59,9 +59,9 @@ pub(crate) fn forward(skb: Skb, packet: &mut Packet) -> i32 {
     }
     let Some(state) = checksum::state(skb, packet) else { return drop_as(DropReason::RingFull) };
     packet.checksum = state;
-    if packet.is_super() && !matches!(state, Checksum::Partial) {
-        // A list of packets that each have headers and a checksum of their own, out of reach. The worker can take it,
-        // and knows by the books, which stay as they are, that nobody else did.
+    if packet.is_super() && (!matches!(state, Checksum::Partial) || !is_within_reach(packet)) {
+        // Also a list of packets that each have headers and a checksum of their own. The worker can take it, and knows by
+        // the books, which stay as they are, that nobody else did.
         return hand_up();
     }
     packet.progress.store(stats, &packet.segments, &packet.arrival);
@@ -72,6 +72,13 @@ pub(crate) fn forward(skb: Skb, packet: &mut Packet) -> i32 {
     let fate = send(skb, packet);
     packet.progress.settle(stats, &packet.segments, packet.to_user);
     fate
+}
+
+/// Whether the header of every segment is where it can be edited, if its group edits any.
+#[inline(always)]
+fn is_within_reach(packet: &Packet) -> bool {
+    packet.entry.mode == GroupMode::Opaque as u8
+        || packet.family.payload_offset() as u32 + packet.payload_len <= MAX_OFFSET
 }
 
 #[inline(always)]

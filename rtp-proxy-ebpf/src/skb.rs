@@ -23,7 +23,7 @@ pub(crate) const NEXT: i32 = -1;
 const PACKET_HOST: u32 = 0;
 
 /// Largest offset in a packet that the verifier lets be one of a packet pointer: with what is behind it, less than 64 KiB.
-const MAX_OFFSET: u32 = 65_500;
+pub(crate) const MAX_OFFSET: u32 = 65_500;
 
 /// A packet of the TCX or tc hook.
 #[derive(Clone, Copy)]

@@ -230,6 +230,45 @@ fn lists_of_packets_are_the_workers_or_right() -> Result<()> {
     no_checksum_errors(&scene)
 }
 
+/// The last header of these is beyond what a program may address, so nobody could edit it. Over IPv6 a device has
+/// segmented them before: with all headers they are longer than the 64 KiB that it takes.
+#[test]
+fn super_packets_of_nearly_64_kib_are_the_workers_where_headers_change() -> Result<()> {
+    let test = "super_packets_of_nearly_64_kib_are_the_workers_where_headers_change";
+    let Some(mut scene) = Scene::new(test)? else { return Ok(()) };
+    for v6 in [false, true] {
+        let addresses = Addresses::new(v6);
+        let (sender, receivers) = (scene.sender(&addresses)?, scene.receivers(&addresses, 2)?);
+        let input = addresses.input;
+        let worker = scene.host.inside(move || UdpSocket::bind(input))??;
+        worker.set_read_timeout(Some(Duration::from_secs(5)))?;
+        setsockopt(&worker, sockopt::RcvBufForce, &(1 << 20))?;
+        for mode in MODES {
+            let legs = scene.legs(&addresses, 2);
+            scene.install(&addresses, mode, 0, &legs)?;
+            let (mut seq, mut forwarded) = (65_500_u16, 0);
+            for (segments, last_len) in [(55, 1_169), (57, 20), (1, 172)] {
+                let what = || format!("v6 {v6}, {mode:?}, {segments} segments, the last of {last_len}");
+                let packets = send(&sender, seq, segments, 1_169, last_len)?;
+                let theirs = v6 || mode == GroupMode::Opaque || segments != 57;
+                forwarded += if theirs { u64::from(segments) } else { 0 };
+                for packet in &packets {
+                    for (number, socket) in receivers.iter().enumerate().filter(|_| theirs) {
+                        let found = receive(socket).with_context(what)?;
+                        ensure!(found == copy(packet, mode, number as u16), "{}, leg {number}", what());
+                    }
+                    if !theirs {
+                        ensure!(receive(&worker).with_context(what)? == *packet, "{}", what());
+                    }
+                }
+                seq = seq.wrapping_add(segments);
+            }
+            counted(&scene, &legs, forwarded, &format!("v6 {v6}, {mode:?}"))?;
+        }
+    }
+    no_checksum_errors(&scene)
+}
+
 /// No socket makes such a one: the kernel refuses more than 128 segments of any sender, and merges at most 64.
 #[test]
 fn more_segments_than_any_loop_walks_are_the_workers() -> Result<()> {
