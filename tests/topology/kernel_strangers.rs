@@ -166,20 +166,31 @@ fn a_flood_of_strangers_over_ipv6_ends_in_the_kernel_too() -> Result<()> {
     flooded("a_flood_of_strangers_over_ipv6_ends_in_the_kernel_too", 1)
 }
 
-/// The camera's own address and port, forged among the viewers, where the program looks at what they send.
-fn forged(test: &str, family: usize) -> Result<()> {
+/// Who refuses the camera's own address and port, forged among the viewers.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// The program, which looks at what they send because their interface was named.
+    Program,
+    /// The host's reverse path filter, and no program.
+    Host,
+}
+
+fn forged(test: &str, family: usize, by: By) -> Result<()> {
     let Some(scene) = Scene::new(test)? else { return Ok(()) };
-    // Nothing else on this host is to tell forged addresses.
-    let filters = "for filter in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $filter; done";
-    scene.node.output("sh", &["-c", filters])?;
+    let value = i32::from(by == By::Host);
+    let filters =
+        format!("for filter in /proc/sys/net/ipv4/conf/*/rp_filter; do echo {value} > $filter; done");
+    scene.node.output("sh", &["-c", &filters])?;
     let named = [scene.inner.clone(), scene.outer.clone()];
-    let mut house = House::in_scene(scene, family, &["--interface", &named[0], "--interface", &named[1]], 1)?;
+    let flags = ["--interface", &named[0], "--interface", &named[1]];
+    let flags: &[&str] = if by == By::Program { &flags } else { &[] };
+    let mut house = House::in_scene(scene, family, flags, 1)?;
     house.until_closed(1)?;
     let (viewer, input) = (&house.scene.viewer, house.publisher.input(0));
     let (own, whole) = (CAMERA[family], ["/32", "/128"][family]);
-    let by = ["10.7.2.1", "fd07:2::1"][family];
+    let through = ["10.7.2.1", "fd07:2::1"][family];
     viewer.ip(&["addr", "add", &format!("{own}{whole}"), "dev", "lo"])?;
-    viewer.ip(&["route", "add", &format!("{}{whole}", input.ip()), "via", by, "src", own])?;
+    viewer.ip(&["route", "add", &format!("{}{whole}", input.ip()), "via", through, "src", own])?;
     let source = (own.parse::<IpAddr>()?, house.publisher.port(0)?);
     let forger = viewer.inside(|| UdpSocket::bind(source))??;
     let (strange, seen) = (house.strange()?, datagrams(&house.scene.node)?);
@@ -196,21 +207,29 @@ fn forged(test: &str, family: usize) -> Result<()> {
     }
     house.is_whole()?;
     let up = datagrams(&house.scene.node)? - seen;
-    assert_eq!(house.strange()? - strange, sent, "each of them is counted");
     assert!(up < 100, "{up} of {sent} datagrams went up to a socket");
+    let counted = if by == By::Program { sent } else { 0 };
+    assert_eq!(house.strange()? - strange, counted, "the program counts each that it meets");
     let said = house.status()?;
-    assert!(said.contains("dropped (unknown_source)") && said.contains(" 1 ports closed"), "{said}");
+    assert!(said.contains("dropped (unknown_source)") == (by == By::Program), "{said}");
+    assert!(said.contains(" 1 ports closed"), "{said}");
     house.proxy.terminate(LIMIT)
 }
 
 #[test]
 fn the_cameras_own_address_and_port_forged_among_viewers_ends_in_the_kernel() -> Result<()> {
-    forged("the_cameras_own_address_and_port_forged_among_viewers_ends_in_the_kernel", 0)
+    let test = "the_cameras_own_address_and_port_forged_among_viewers_ends_in_the_kernel";
+    forged(test, 0, By::Program)
 }
 
 #[test]
 fn the_same_forged_over_ipv6_ends_in_the_kernel_too() -> Result<()> {
-    forged("the_same_forged_over_ipv6_ends_in_the_kernel_too", 1)
+    forged("the_same_forged_over_ipv6_ends_in_the_kernel_too", 1, By::Program)
+}
+
+#[test]
+fn what_the_reverse_path_filter_refuses_reaches_no_worker() -> Result<()> {
+    forged("what_the_reverse_path_filter_refuses_reaches_no_worker", 0, By::Host)
 }
 
 /// Two cameras of two addresses share a pair of ports: it is closed while both are in the kernel, and opened before the
