@@ -1,10 +1,8 @@
 //! Finding the flow of a datagram, and what holds for datagrams without one.
 
-use core::arch::asm;
 use core::ptr::from_mut;
 
 use msm_fastpath::{FlowEntry, FlowKey, PortKey};
-use zerocopy::transmute;
 
 use crate::maps::{FLOWS, PORTS};
 
@@ -36,22 +34,7 @@ pub(crate) fn find_flow(key: &FlowKey, entry: &mut FlowEntry) -> Found {
 /// Whether only flows may use the address that a datagram is for.
 #[inline(always)]
 pub(crate) fn is_closed(key: &FlowKey) -> bool {
-    let mut port = PortKey { addr: key.dst, port: key.dst_port, pad: [0; 2] };
+    let port = PortKey { addr: key.dst, port: key.dst_port, pad: [0; 2] };
     // SAFETY: a value of four bytes is read whole.
-    if let Some(value) = unsafe { PORTS.get(&port) } {
-        return *value == PortKey::STRICT;
-    }
-    let zero = any_address();
-    port.addr = transmute!([zero; 2]);
-    // SAFETY: as above.
     unsafe { PORTS.get(&port) }.is_some_and(|value| *value == PortKey::STRICT)
-}
-
-/// 0, unknown to the compiler, which would fill an address with it by a loop over its bytes.
-#[inline(always)]
-fn any_address() -> u64 {
-    let zero: u64;
-    // SAFETY: loads a constant.
-    unsafe { asm!("{} = 0", out(reg) zero, options(nostack, preserves_flags, nomem, pure)) };
-    zero
 }

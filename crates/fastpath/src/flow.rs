@@ -75,7 +75,7 @@ impl FlowKey {
 abi! {
     /// Key of a media address of ours: what a datagram must be sent to so that it claims to be ours.
     pub struct PortKey [20] {
-        /// Destination address, as [`FlowKey::dst`]; all zero for every address of this node.
+        /// Destination address, as [`FlowKey::dst`].
         pub addr: [u8; 16],
         /// Destination port, network order.
         pub port: [u8; 2],
@@ -85,11 +85,9 @@ abi! {
 }
 
 impl PortKey {
-    /// Value: a datagram without a flow goes up to the socket, which may be waiting for a source it does not
-    /// know yet, or serves sources that have no flow.
-    pub const TO_USER: u32 = 1;
     /// Value: every source of this address has its flow; a datagram without one is dropped
-    /// ([`crate::DropReason::UnknownSource`]).
+    /// ([`crate::DropReason::UnknownSource`]). Without the key it goes up to the socket, which may be waiting for a
+    /// source that it does not know yet, or serves sources that have no flow.
     pub const STRICT: u32 = 2;
 
     /// Key of a local address.

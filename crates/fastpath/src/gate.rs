@@ -8,8 +8,8 @@
 //!
 //! The answer to PLAY names a sequence number; the gate starts the leg exactly there. `until` is the first
 //! number that is *not* sent, so two holders of one leg that use the same number for `until` and `from`
-//! neither lose nor double a packet. Comparisons are serial (RFC 1982): `a` is before `b` if it is at
-//! most 32,767 behind.
+//! neither lose nor double a packet. Comparisons are serial (RFC 1982): `a` is before `b` if it is 1
+//! to 32,768 behind; at 32,768 each is before the other, which that standard leaves open.
 
 use crate::abi;
 
@@ -50,8 +50,7 @@ impl Step {
 
 /// Whether sequence number `a` is before `b`, in serial arithmetic.
 ///
-/// Numbers half the range apart are not ordered; then neither is before the other's successor, and this
-/// returns true for both directions' distance of exactly 32,768 as RFC 1982 permits.
+/// Numbers exactly 32,768 apart are each before the other: RFC 1982 leaves that open.
 #[inline]
 pub const fn is_before(a: u16, b: u16) -> bool {
     (a.wrapping_sub(b) as i16) < 0
