@@ -82,6 +82,69 @@ fn a_stream_that_has_used_up_its_share_leaves_others_theirs_and_its_legs_to_the_
 }
 
 #[test]
+fn a_source_that_publishes_stream_after_stream_leaves_others_the_kept_part_of_the_tables() -> Result<()> {
+    let test = "a_source_that_publishes_stream_after_stream_leaves_others_the_kept_part_of_the_tables";
+    if !granted(test, &[Need::Kernel]) {
+        return Ok(());
+    }
+    // One flow each: no stream comes near a share of its own, but sixteen of one source would have all.
+    let mut scene = fast_path::Scene::with(|config| {
+        config.kernel.capacity = Capacity { flows: 16, legs: 64, ports: 64 };
+        config.kernel.quota = Quota { part: 0.25, floor: 4, reserve: 0.25 };
+        config.workers = Some(1);
+    })?;
+    let (proxy, neighbour) = (scene.proxy.clone(), scene.lab.node("neighbour")?);
+    scene.lab.cable(&proxy, &["10.90.3.1/24"], &neighbour, &["10.90.3.2/24"])?;
+    let mut viewers = Viewers::start()?;
+    let mut cameras = Vec::new();
+    for number in 0..16 {
+        let name = format!("greedy-{number}");
+        cameras.push(scene.publish(&name, LOAD)?);
+        viewers.play(&fast_path::Scene::url(&name), Transport::Udp, Some(&scene.viewers))?;
+    }
+    let greedy = || -> Vec<(String, String)> {
+        (0..16)
+            .filter_map(|number| scene.stream(&format!("greedy-{number}")))
+            .flat_map(|s| legs(&s))
+            .collect()
+    };
+    let refused = "the last 4 flows of this worker are for others than 10.90.1.2, which has 12";
+    let settled = wait_for("what is not kept to be used up", LIMIT, || {
+        let legs = greedy();
+        let inside = legs.iter().filter(|(rung, _)| rung == "tcx").count();
+        let told = legs.iter().filter(|(rung, why)| rung == "user" && why.contains(refused)).count();
+        (inside == 12 && told == 4).then_some(())
+    });
+    settled.with_context(|| format!("{:?}", greedy()))?;
+    let metrics = scene.get("/metrics")?;
+    ensure!(metrics.contains("msm_user_legs{reason=\"full\"} 4"), "the metric says why: {metrics}");
+    let url = "rtsp://10.90.3.1:8554/modest".to_owned();
+    cameras.push(Cameras::publish(&[url], Transport::Udp, LOAD, Some(&neighbour))?);
+    for _ in 0..2 {
+        viewers.play(&fast_path::Scene::url("modest"), Transport::Udp, Some(&scene.viewers))?;
+    }
+    scene.wait_for_rung("modest", 2, "tcx")?;
+    std::thread::sleep(Duration::from_secs(2));
+    scene.wait_for_rung("modest", 2, "tcx")?;
+    ensure!(
+        greedy().iter().filter(|(rung, _)| rung == "tcx").count() == 12,
+        "nobody was put out: {:?}",
+        greedy()
+    );
+    for cameras in cameras {
+        ensure!(cameras.unsent() == 0, "this machine did not send everything");
+        cameras.stop();
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(viewers.overflows(Some(&scene.viewers))? == 0, "this machine dropped packets itself");
+    for viewer in 0..18 {
+        fast_path::check(&viewers.account(viewer), &viewers.rtp_info(viewer), &format!("viewer {viewer}"));
+    }
+    drop(viewers);
+    scene.end()
+}
+
+#[test]
 fn a_viewers_interface_that_vanishes_under_load_is_said_and_its_siblings_lose_nothing() -> Result<()> {
     let test = "a_viewers_interface_that_vanishes_under_load_is_said_and_its_siblings_lose_nothing";
     let Some(mut scene) = Scene::new(test)? else { return Ok(()) };
