@@ -12,6 +12,7 @@ use msm_control_plane::config::{self as plane, Credentials, PullConfig, PullTran
 use msm_runtime::telemetry::{LogFormat, LogLevel};
 
 use crate::kernel::hop::Rung;
+use crate::kernel::load::Capacity;
 use crate::kernel::service::Settings;
 
 pub mod args;
@@ -170,7 +171,7 @@ impl Given {
             };
         }
         overlay! {
-            rtsp admin rtp_ports session_timeout linger max_connections workers drain handover log_level log_format
+            rtsp admin rtp_ports session_timeout linger max_connections max_streams workers drain handover log_level log_format
             max_rung adopt_grace bpffs batching;
             pull pull_transport credentials allow_basic user interface
         }
@@ -413,6 +414,12 @@ impl Config {
             let read = check::number(text, 1..=1_000_000);
             let key = given.key("max_connections");
             self.max_connections = problems.take(&key, text, read).unwrap_or(self.max_connections);
+        }
+        if let Some(text) = &given.raw.max_streams {
+            let read = check::number(text, 1..=100_000);
+            let streams = &mut self.plane.limits.published_streams;
+            *streams = problems.take(&given.key("max_streams"), text, read).unwrap_or(*streams);
+            self.kernel.capacity = Capacity::for_streams(*streams as u32);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Ten thousand streams for four viewers each, by the whole proxy: every session set up by RTSP, every leg carried by
 //! the kernel, every copy counted at the socket that it is for.
 //!
-//! The proxy runs inside this process, because so many streams need other limits than its users have.
+//! The proxy runs inside this process, because so many sessions of one address need other limits than its users have.
 //! `MSM_TEST_STREAMS=10000` says how many streams there are and writes `docs/results/scale.md`.
 
 use std::fmt::Write as _;
@@ -315,7 +315,7 @@ impl Outcome {
         writeln!(
             text,
             "{}. Cameras, proxy and viewers each in a network\nnamespace of their own; the proxy runs inside the test \
-             program, with limits for so many (its users have 1,024\npublished streams). What a copy costs then is B8 in \
+             program, with limits for so many (its users have 1,024\npublished streams by default). What a copy costs then is B8 in \
              [benchmarks.md](../benchmarks.md), what a leg holds B16.\n",
             record::stamp(build)?
         )?;

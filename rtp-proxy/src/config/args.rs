@@ -134,6 +134,11 @@ pub struct Raw {
     /// [default: 4096]
     #[arg(verbatim_doc_comment, long, value_name = "NUMBER", help_heading = "Sessions")]
     pub max_connections: Option<String>,
+    /// Most streams, those of cameras included: further publishers are refused. The tables of
+    /// the fast path have room for picture and sound of each
+    /// [default: 1024]
+    #[arg(verbatim_doc_comment, long, value_name = "NUMBER", help_heading = "Sessions")]
+    pub max_streams: Option<String>,
 
     /// Best way to carry media that may be used: tcx, tc or user
     /// [default: tcx]

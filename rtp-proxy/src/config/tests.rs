@@ -279,7 +279,19 @@ fn help_states_the_defaults_that_apply() {
         format!("{DEFAULT_SESSION_TIMEOUT:?}"),
         format!("{DEFAULT_LINGER:?}"),
         config.max_connections.to_string(),
+        config.plane.limits.published_streams.to_string(),
     ] {
         assert!(help.contains(&format!("[default: {default}]")), "{default}");
     }
+}
+
+#[test]
+fn room_for_streams_comes_with_room_for_their_tracks_in_the_fast_path() {
+    let usual = load(&[]).unwrap();
+    assert_eq!((usual.plane.limits.published_streams, usual.kernel.capacity), (1024, Capacity::default()));
+    let many = load(&["--max-streams", "10000"]).unwrap();
+    assert_eq!(many.plane.limits.published_streams, 10_000);
+    assert!(many.kernel.capacity.flows >= 20_000, "{:?}", many.kernel.capacity);
+    let error = load(&["--max-streams", "0"]).unwrap_err().to_string();
+    assert!(error.contains("--max-streams 0") && error.contains("write 1"), "{error}");
 }

@@ -56,6 +56,19 @@ pub struct Capacity {
     pub ports: u32,
 }
 
+impl Capacity {
+    /// Two tracks of each stream, and what is kept for sources that hold little; eight slots of each track: four
+    /// viewers, who move to a larger group when a fifth comes. Never less than by default.
+    pub fn for_streams(streams: u32) -> Self {
+        let usual = Self::default();
+        Self {
+            flows: usual.flows.max(streams.saturating_mul(5) / 2),
+            legs: usual.legs.max(streams.saturating_mul(16)),
+            ports: usual.ports,
+        }
+    }
+}
+
 impl Default for Capacity {
     fn default() -> Self {
         Self { flows: limits::FLOWS, legs: limits::LEGS, ports: limits::PORTS }
@@ -160,5 +173,23 @@ impl Kernel {
         &'a mut P: TryFrom<&'a mut Program>,
     {
         self.ebpf.program_mut(program).and_then(|p| p.try_into().ok()).ok_or(LoadError::Program { program })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::slots::Quota;
+
+    #[test]
+    fn the_tables_have_room_for_picture_and_sound_of_every_stream_beside_what_is_kept() {
+        assert_eq!(Capacity::for_streams(1_024), Capacity::default());
+        for streams in [1, 10_000, 100_000] {
+            let capacity = Capacity::for_streams(streams);
+            let free = |all: u32| (f64::from(all) * (1.0 - Quota::default().reserve)) as u32;
+            assert!(free(capacity.flows) >= 2 * streams, "{capacity:?}");
+            // Four viewers, and the group of two that they came from, which rests.
+            assert!(free(capacity.legs) >= 2 * streams * (4 + 2), "{capacity:?}");
+        }
     }
 }
