@@ -265,6 +265,9 @@ fn take_over(
     let (kernel, ends) = kernel_ends(prepared.and_then(|prepared| prepared.start(&beside, count)), count);
     let standing = arrived.stand(config, (settings, ends), limits, metrics, events.clone())?;
     let running = standing.go()?;
+    if let Err(why) = &kernel {
+        kernel::off::clear_after(&config.kernel, why);
+    }
     info!(event = "takeover.done", path = %path.display(), "took over from the running proxy");
     Ok(Some((running, kernel)))
 }

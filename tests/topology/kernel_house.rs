@@ -79,6 +79,15 @@ impl House {
         Ok(())
     }
 
+    /// The same with more flags.
+    pub(crate) fn start_again_with(&mut self, flags: &[&str]) -> Result<()> {
+        let mut options = self.options.clone();
+        options.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let stage = Stage::inside(self.scratch.path(), &self.scene.node);
+        self.proxy = Proxy::start(stage, "proxy-with", &options)?;
+        Ok(())
+    }
+
     pub(crate) fn play(&mut self, transport: Transport) -> Result<()> {
         let url = self.proxy.url_at(OUTPUT[self.family], "cam");
         let feed = &mut self.feed;

@@ -24,6 +24,7 @@ mod kernel_isolation;
 mod kernel_joins;
 mod kernel_kill;
 mod kernel_ladder;
+mod kernel_left;
 mod kernel_moves;
 mod kernel_pauses;
 mod kernel_restart;

@@ -29,7 +29,11 @@ pub fn run(admin: SocketAddr, bpffs: &Path) -> Outcome {
     match &asked {
         Ok(document) => text.push_str(&describe(document)),
         Err(why) => {
-            let _ = writeln!(text, "no proxy answers at {admin} ({why})");
+            let _ = writeln!(
+                text,
+                "no proxy answers at {admin} ({why}); --admin ADDRESS:PORT names another place, \
+                 systemctl status rtp-proxy says whether it runs"
+            );
         }
     }
     let found = pins::find(bpffs);
@@ -188,6 +192,10 @@ fn describe_pins(found: &Found) -> String {
         let merged = if record.before.is_some() { ", bursts merged" } else { "" };
         let _ =
             writeln!(text, "  {:<16} {:<5} interface {ifindex}{merged}", record.name, record.rung.as_str());
+    }
+    if !found.pins.has_maps() {
+        text.push_str("  only what could not be taken back yet\n");
+        return text;
     }
     let (Ok(table), Ok(counters)) = (KernelTable::pinned(&found.pins), Reader::pinned(&found.pins)) else {
         text.push_str("  cannot be read: root, or CAP_BPF and the right to read bpffs, is needed\n");

@@ -4,7 +4,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::Outcome;
-use crate::kernel::{pins, undo};
+use crate::kernel::pins::{self, Lock, PinsError};
+use crate::kernel::undo;
+
+/// Starts a line about what is still there.
+const LEFT: &str = "× left";
 
 /// Removes what proxies left in this network namespace, and what is left of namespaces that are gone. A
 /// second time there is nothing to do.
@@ -14,16 +18,20 @@ pub fn run(bpffs: &Path) -> Outcome {
     let mut nothing = true;
     for found in pins::find(bpffs) {
         nothing = false;
-        if pins::is_running(&found.instance) {
-            ok = false;
-            let _ = writeln!(
-                text,
-                "× instance {} belongs to a proxy that is running: end it, then run this again",
-                found.instance
-            );
-            continue;
+        match Lock::take(&found.instance) {
+            Ok(_lock) => ok &= write(&mut text, &undo::remove(&found)),
+            Err(PinsError::Held { instance }) => {
+                ok = false;
+                let _ = writeln!(
+                    text,
+                    "× instance {instance} belongs to a proxy that is running: end it, then run this again"
+                );
+            }
+            Err(error) => {
+                ok = false;
+                let _ = writeln!(text, "{LEFT} instance {}: {error}", found.instance);
+            }
         }
-        ok &= write(&mut text, &undo::remove(&found));
     }
     let swept = undo::sweep(bpffs);
     nothing &= swept == undo::Removed::default();
@@ -34,6 +42,10 @@ pub fn run(bpffs: &Path) -> Outcome {
     } else if nothing {
         text.push_str("nothing to remove\n");
     }
+    if text.contains(LEFT) {
+        let again = undo::command(bpffs);
+        let _ = writeln!(text, "what is left stays recorded: once its cause is gone, run again: {again}");
+    }
     Outcome { text, ok }
 }
 
@@ -42,7 +54,7 @@ fn write(text: &mut String, done: &undo::Removed) -> bool {
         let _ = writeln!(text, "√ removed {removed}");
     }
     for left in &done.left {
-        let _ = writeln!(text, "× left {left}");
+        let _ = writeln!(text, "{LEFT} {left}");
     }
     done.left.is_empty()
 }

@@ -45,7 +45,7 @@ impl Batcher {
             if self.may {
                 self.batching.adopt(ifindex, now);
             } else if let Err(why) = ladder.let_go(ifindex) {
-                warn!(event = "batching.refused", ifindex, batching = "off", reason = why);
+                left_merged(ifindex, &why);
             }
         }
         self.at = self.may.then(|| now + LOOK);
@@ -113,6 +113,17 @@ fn backlog() -> u64 {
     text.trim().parse().unwrap_or(room::BACKLOG)
 }
 
+/// Bursts stay merged although they should not be: it works, and costs singles time.
+fn left_merged(ifindex: u32, why: &str) {
+    warn!(
+        event = "batching.refused",
+        ifindex,
+        batching = "off",
+        reason = why,
+        "bursts of this interface stay merged; its end or rtp-proxy uninstall tries again to undo that"
+    );
+}
+
 fn tell(interface: &str, change: &Change, result: &Result<(), String>) {
     let state = if change.on { "on" } else { "off" };
     let why = match change.why {
@@ -123,6 +134,7 @@ fn tell(interface: &str, change: &Change, result: &Result<(), String>) {
     };
     match result {
         Ok(()) => info!(event = "batching.changed", interface, batching = state, "{why}"),
+        Err(error) if !change.on => left_merged(change.ifindex, error),
         // Nothing is worse than before, and it is in the status.
         Err(error) => {
             debug!(event = "batching.refused", interface, batching = state, reason = error, "{why}");

@@ -9,13 +9,14 @@ use tracing::warn;
 use super::hop::{Rung, UserReason};
 use super::ladder::{Ladder, Pinning};
 use super::load::{Kernel, LoadError};
+use super::off;
 use super::pins::{self, Found, Lock, Pins};
 use super::service::Settings;
 use super::tables::name;
 use super::undo;
 
 /// Starts the name of an instance that no other process finds again.
-const PROCESS: &str = "pid-";
+pub(super) const PROCESS: &str = "pid-";
 static NAMELESS: AtomicU32 = AtomicU32::new(0);
 /// How soon the right to the instance is asked for again: until then nothing is attached for tables of another layout.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -55,6 +56,7 @@ impl Held {
                 replaced(&undo::remove(&found), why);
             }
         }
+        off::warn_of_others(settings, &instance);
         undo::sweep(&settings.bpffs);
         let pins = Pins::plan(&settings.bpffs, &instance, &pins::abi());
         Ok(Self { instance, lock, pins, adopting: false })
@@ -83,7 +85,10 @@ impl Held {
             let found = Found { instance: self.instance.clone(), abi: pins::abi(), pins: self.pins.clone() };
             replaced(&undo::remove(&found), &why);
         }
-        load(None).map_err(|error: LoadError| UserReason::Refused(words(&error)))
+        load(None).map_err(|error: LoadError| {
+            let error = words(&error);
+            UserReason::Refused(format!("{error}; rtp-proxy doctor says what the fast path needs"))
+        })
     }
 
     /// Whether there is something to adopt by now that was not there when the programs were loaded.
@@ -181,12 +186,17 @@ impl Tenure {
     }
 }
 
-fn replaced(done: &undo::Removed, why: &str) {
+pub(super) fn replaced(done: &undo::Removed, why: &str) {
     let (removed, left) = (done.removed.join(", "), done.left.join(", "));
     warn!(event = "kernel.replaced", removed, left, "not adopted: {why}");
 }
 
-/// An error with its causes, on one line.
+/// Comes before the verifier's log in an error.
+const LOG: &str = "Verifier output:";
+/// Most of an error that is shown.
+const LONGEST: usize = 500;
+
+/// An error with its causes, on one line. Of a verifier's log the end: that is where it says what it refuses.
 pub(super) fn words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -197,5 +207,65 @@ pub(super) fn words(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text.lines().next().unwrap_or_default().chars().take(500).collect()
+    let (head, log) = text.split_once(LOG).unwrap_or((&text, ""));
+    let head: String = head.lines().next().unwrap_or_default().trim().chars().take(LONGEST / 2).collect();
+    // Its very last line counts instructions.
+    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("processed "));
+    let mut end = String::new();
+    for line in lines.rev() {
+        let longer = if end.is_empty() { line.to_owned() } else { format!("{line}; {end}") };
+        if longer.chars().count() > LONGEST / 2 {
+            if end.is_empty() {
+                end = line.chars().take(LONGEST / 2).collect();
+            }
+            break;
+        }
+        end = longer;
+    }
+    if end.is_empty() { head } else { format!("{head} {LOG} … {end}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("loading tcx_ingress: EACCES. Verifier output: {0}")]
+    struct Refused(String);
+
+    #[test]
+    fn of_a_verifiers_log_the_end_is_told_where_the_verdict_is() {
+        let steps: Vec<String> =
+            (0..200).map(|number| format!("{number}: (bf) r1 = r6 ; R1_w=ctx() R6=ctx()\n")).collect();
+        let mut log = format!("func#0 @0\n{}", steps.concat());
+        log += "R2 invalid mem access 'scalar'\nprocessed 900 insns (limit 1000000) peak_states 3\n";
+        let said = words(&Refused(log));
+        assert!(said.starts_with("loading tcx_ingress: EACCES. Verifier output: … "), "{said}");
+        assert!(said.ends_with("R2 invalid mem access 'scalar'"), "{said}");
+        assert!(
+            said.len() < LONGEST + 100 && said.contains("199: (bf)") && !said.contains("func#0"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn the_right_is_asked_for_at_its_time_whatever_else_happens() {
+        let start = Instant::now();
+        let at = start + AGAIN;
+        let tenure =
+            Tenure { instance: "tenure".to_owned(), bpffs: PathBuf::new(), adopted: None, lock: None, at };
+        assert_eq!(
+            [tenure.poll_timeout(), tenure.poll_timeout()],
+            [Some(at); 2],
+            "being asked puts nothing off"
+        );
+        let lock = Lock::take(&format!("tenure-{}", std::process::id())).ok();
+        assert_eq!(Tenure { lock, ..tenure }.poll_timeout(), None);
+    }
+
+    #[test]
+    fn an_error_without_a_log_is_told_on_one_line() {
+        let error = std::io::Error::other("first\nsecond");
+        assert_eq!(words(&error), "first");
+    }
 }

@@ -19,7 +19,7 @@ use super::netlink::Requests;
 use super::object::{detach_link, link_interface};
 use super::pins::{Pins, Record};
 use super::tables::name;
-use super::undo::{name_of, remove_filter};
+use super::undo::{self, Here, name_of};
 
 mod merging;
 
@@ -124,9 +124,15 @@ impl Ladder {
             }
             Err(why) => {
                 if nobodys {
-                    pins.remove().ok();
+                    // What an earlier process could not take back stays recorded.
+                    let left: Vec<u32> = pins.records().into_keys().collect();
+                    pins.remove(&left).ok();
                 }
-                info!(event = "kernel.unpinned", reason = why, "forwarding will end with this process");
+                info!(
+                    event = "kernel.unpinned",
+                    reason = why,
+                    "forwarding will end with this process; rtp-proxy doctor says what pins need"
+                );
                 self.pins = Pinning::No(why);
             }
         }
@@ -155,13 +161,15 @@ impl Ladder {
                     let attached = Attached { name, rung, why: None, link, clsact, before };
                     self.attached.insert(ifindex, attached);
                 }
-                Err(why) => {
+                Err(mut why) => {
                     fs::remove_file(pins.link(ifindex)).ok();
                     // Nobody will look after its settings any more.
-                    if let Some(before) = record.and_then(|record| record.before) {
-                        restore(ifindex, before).ok();
+                    if let Some(record) = record {
+                        let back = undo::give_back(&pins, ifindex, record, &mut Here(self.handle));
+                        if !back.left.is_empty() {
+                            why = format!("{why}; left behind: {}", back.left.join("; "));
+                        }
                     }
-                    pins.remove_record(ifindex);
                     adopted.dropped.push((ifindex, why));
                 }
             }
@@ -228,19 +236,28 @@ impl Ladder {
             return Err(UserReason::Capped);
         }
         self.pin();
+        let left = self.left(ifindex);
+        let before = left.as_ref().and_then(|left| left.before);
         let mut why = Vec::new();
         if best > Rung::Tcx {
             // Whoever asks knows why.
         } else if let Some(capped) = self.capped() {
             why.push(capped);
+        } else if left.as_ref().is_some_and(|left| left.rung == Rung::Tc) {
+            // Beside it every packet would meet two programs; on the tc rung it becomes ours again.
+            why.push("tcx: our filter cannot be removed".to_owned());
         } else {
-            match self.attach_tcx_link(ifindex, name) {
-                Ok(link) => return Ok(self.keep(ifindex, name, None, Some(link), false)),
+            match self.attach_tcx_link(ifindex, name, before) {
+                Ok(link) => {
+                    return Ok(self.keep(ifindex, name, None, Some(link), (false, before)));
+                }
                 Err(error) => why.push(format!("tcx: {error}")),
             }
         }
-        match self.attach_tc(ifindex, name) {
-            Ok(clsact) => return Ok(self.keep(ifindex, name, Some(why.join("; ")), None, clsact)),
+        match self.attach_tc(ifindex, name, left.as_ref()) {
+            Ok(clsact) => {
+                return Ok(self.keep(ifindex, name, Some(why.join("; ")), None, (clsact, before)));
+            }
             Err(error) => why.push(format!("tc: {error}")),
         }
         Err(UserReason::Interface { interface: name.to_owned(), why: why.join("; ") })
@@ -257,11 +274,19 @@ impl Ladder {
         name: &str,
         why: Option<String>,
         link: Option<FdLink>,
-        clsact: bool,
+        (clsact, before): (bool, Option<Receive>),
     ) -> Rung {
         let (name, rung) = (name.to_owned(), if link.is_some() { Rung::Tcx } else { Rung::Tc });
-        self.attached.insert(ifindex, Attached { name, rung, why, link, clsact, before: None });
+        self.attached.insert(ifindex, Attached { name, rung, why, link, clsact, before });
         rung
+    }
+
+    /// What an earlier attachment changed on an interface and still cannot be taken back.
+    fn left(&self, ifindex: u32) -> Option<Record> {
+        let pins = self.pins()?;
+        let record = pins.records().remove(&ifindex)?;
+        undo::give_back(pins, ifindex, &record, &mut Here(self.handle));
+        pins.records().remove(&ifindex)
     }
 
     /// Says why an interface has no better rung than it has.
@@ -276,7 +301,8 @@ impl Ladder {
     /// is recorded there no more; the rest is to be undone.
     pub fn succeed(&mut self, former: &Pins) {
         for (ifindex, record) in former.records() {
-            let allowed = record.rung >= self.max;
+            // Of what is on neither rung there is only something to give back.
+            let allowed = record.rung >= self.max && record.rung != Rung::User;
             let Some(name) = name_of(ifindex).filter(|_| allowed) else { continue };
             if self.attach(ifindex, &name, record.rung) != Ok(record.rung) {
                 continue;
@@ -296,7 +322,12 @@ impl Ladder {
     }
 
     /// Attaches by name, then looks where the link is: a name may have moved to another interface meanwhile.
-    fn attach_tcx_link(&mut self, ifindex: u32, name: &str) -> Result<FdLink, String> {
+    fn attach_tcx_link(
+        &mut self,
+        ifindex: u32,
+        name: &str,
+        before: Option<Receive>,
+    ) -> Result<FdLink, String> {
         let program = self.kernel.tcx_mut().map_err(|error| error.to_string())?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::last());
         let attached = program.attach_with_options(name, TcAttachType::Ingress, order);
@@ -309,7 +340,7 @@ impl Ladder {
         };
         let path = pins.link(ifindex);
         fs::remove_file(&path).ok();
-        let record = Record { name: name.to_owned(), rung: Rung::Tcx, clsact: false, before: None };
+        let record = Record { name: name.to_owned(), rung: Rung::Tcx, clsact: false, before };
         pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
         let link = FdLink::from(link.pin(&path).map_err(|error| error.to_string())?);
         if link_interface(&path).is_ok_and(|found| found != ifindex) {
@@ -320,7 +351,7 @@ impl Ladder {
     }
 
     /// Returns whether the qdisc is ours. The record comes first: what it names can always be removed.
-    fn attach_tc(&mut self, ifindex: u32, name: &str) -> Result<bool, String> {
+    fn attach_tc(&mut self, ifindex: u32, name: &str, left: Option<&Record>) -> Result<bool, String> {
         let pins = match &self.pins {
             Pinning::Done(pins) => pins.clone(),
             Pinning::No(why) => return Err(format!("the filter cannot be recorded: {why}")),
@@ -330,18 +361,21 @@ impl Ladder {
             return Err(format!("{name} is another interface now"));
         }
         let there = Requests::open().and_then(|mut requests| requests.has_clsact(ifindex));
-        let clsact = !there.map_err(|error| error.to_string())?;
-        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact, before: None };
+        let is_new = !there.map_err(|error| error.to_string())?;
+        let clsact = is_new || left.is_some_and(|left| left.clsact);
+        let before = left.and_then(|left| left.before);
+        let record = Record { name: name.to_owned(), rung: Rung::Tc, clsact, before };
         pins.put_record(ifindex, &record).map_err(|error| error.to_string())?;
-        let qdisc = if clsact { qdisc_add_clsact(name).map_err(|error| error.to_string()) } else { Ok(()) };
+        let qdisc = if is_new { qdisc_add_clsact(name).map_err(|error| error.to_string()) } else { Ok(()) };
         match qdisc.and_then(|()| self.attach_filter(name).map_err(|error| words(&error))) {
             Ok(()) => Ok(clsact),
             Err(why) => {
                 // What cannot be taken back stays recorded, for `rtp-proxy uninstall`.
-                remove_filter(ifindex, self.handle, clsact)
-                    .map_err(|left| format!("{why}; left behind: {left}"))?;
-                pins.remove_record(ifindex);
-                Err(why)
+                let back = undo::give_back(&pins, ifindex, &record, &mut Here(self.handle));
+                if back.left.is_empty() {
+                    return Err(why);
+                }
+                Err(format!("{why}; left behind: {}", back.left.join("; ")))
             }
         }
     }
@@ -363,26 +397,22 @@ impl Ladder {
         Ok(())
     }
 
-    /// Takes the program off an interface, and gives back what was changed there.
+    /// Takes the program off an interface, and gives back what was changed there. What cannot be given back stays
+    /// recorded.
     ///
     /// # Errors
     /// What is left, in words.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), String> {
         let Some(attached) = self.attached.remove(&ifindex) else { return Ok(()) };
-        let mut left = Vec::new();
-        if let Some(before) = attached.before {
-            left.extend(restore(ifindex, before).err());
-        }
-        if attached.rung == Rung::Tc {
-            left.extend(remove_filter(ifindex, self.handle, attached.clsact).err());
-        }
-        drop(attached.link);
-        if let Some(pins) = self.pins() {
-            // At once: the next link must not come behind this one.
-            detach_link(&pins.link(ifindex)).ok();
-            fs::remove_file(pins.link(ifindex)).ok();
-            pins.remove_record(ifindex);
-        }
+        // Without pins there is nothing but the link.
+        let Some(pins) = self.pins() else { return Ok(()) };
+        let Attached { name, rung, link, clsact, before, .. } = attached;
+        let record = Record { name, rung, clsact, before };
+        let left = undo::give_back(pins, ifindex, &record, &mut Here(self.handle)).left;
+        drop(link);
+        // At once: the next link must not come behind this one.
+        detach_link(&pins.link(ifindex)).ok();
+        fs::remove_file(pins.link(ifindex)).ok();
         if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
     }
 
@@ -410,22 +440,12 @@ impl Ladder {
         Some(gone.name)
     }
 
-    /// Detaches everything and removes the pins.
-    pub fn remove(mut self) -> Vec<String> {
-        let mut problems = Vec::new();
-        for (ifindex, attached) in mem::take(&mut self.attached) {
-            if let Some(before) = attached.before {
-                problems.extend(restore(ifindex, before).err());
-            }
-            if attached.rung == Rung::Tc {
-                problems.extend(remove_filter(ifindex, self.handle, attached.clsact).err());
-            }
-            drop(attached.link);
-        }
-        if let Some(pins) = self.pins() {
-            problems.extend(pins.remove().err().map(|error| error.to_string()));
-        }
-        problems
+    /// Detaches everything and removes the pins. What cannot be taken back stays recorded.
+    ///
+    /// Returns what is left.
+    pub fn remove(self) -> Vec<String> {
+        // Whatever was changed beside the links is recorded, that of interfaces which were given up too.
+        self.pins().map(|pins| undo::clear(pins, &mut Here(self.handle)).left).unwrap_or_default()
     }
 
     /// Lets go of everything without detaching what is pinned: the next process adopts it.

@@ -30,7 +30,7 @@ use nix::unistd::Uid;
 use super::device::Receive;
 use super::hop::Rung;
 use super::object::detach_link;
-use super::privileges;
+use super::{privileges, tables};
 
 /// Where bpffs usually is.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -41,6 +41,8 @@ pub const FOLDER: &str = "msm";
 const NETNS: &str = "netns";
 pub(super) const LINK: &str = "link-";
 const RECORD: &str = "interface-";
+/// Starts the name of the abstract socket that is the right to an instance.
+const LOCK: &str = "msm/rtp-proxy/kernel/";
 
 /// Why nothing can be pinned.
 #[derive(Debug, thiserror::Error)]
@@ -62,10 +64,22 @@ pub enum PinsError {
         source: io::Error,
     },
     /// Another process has this instance.
-    #[error("another rtp-proxy (instance {instance}) uses the fast path of this network namespace")]
+    #[error(
+        "another rtp-proxy (instance {instance}) uses the fast path of this network namespace: end it, or give \
+         this one other --rtp-ports; sudo ss -xap | grep {name}{instance} names the process",
+        name = LOCK
+    )]
     Held {
         /// Its name.
         instance: String,
+    },
+    /// Whether another process has this instance cannot be found out.
+    #[error("whether another rtp-proxy (instance {instance}) runs cannot be found out: {source}")]
+    Lock {
+        /// Its name.
+        instance: String,
+        /// The kernel's answer.
+        source: io::Error,
     },
 }
 
@@ -147,12 +161,17 @@ impl Lock {
     /// Takes the instance of this name in the calling thread's network namespace.
     ///
     /// # Errors
-    /// [`PinsError::Held`] while another process has it.
+    /// [`PinsError::Held`] while another process has it; [`PinsError::Lock`] if the kernel has no socket for us.
     pub fn take(instance: &str) -> Result<Self, PinsError> {
-        let held = |_| PinsError::Held { instance: instance.to_owned() };
-        let name =
-            SocketAddr::from_abstract_name(format!("msm/rtp-proxy/kernel/{instance}")).map_err(held)?;
-        Ok(Self { _name: UnixDatagram::bind_addr(&name).map_err(held)? })
+        let refused = |source: io::Error| {
+            let instance = instance.to_owned();
+            match source.kind() {
+                io::ErrorKind::AddrInUse => PinsError::Held { instance },
+                _ => PinsError::Lock { instance, source },
+            }
+        };
+        let name = SocketAddr::from_abstract_name(format!("{LOCK}{instance}")).map_err(refused)?;
+        Ok(Self { _name: UnixDatagram::bind_addr(&name).map_err(refused)? })
     }
 }
 
@@ -246,6 +265,11 @@ impl Pins {
         if there == names.len() { Some(true) } else { (there == 0).then_some(false) }
     }
 
+    /// Whether there is more than records of what could not be taken back.
+    pub fn has_maps(&self) -> bool {
+        self.has_all(&tables::name::ALL) != Some(false)
+    }
+
     /// Pins as they are found, nothing is made.
     pub(super) fn at(path: PathBuf) -> Self {
         Self { path }
@@ -311,20 +335,26 @@ impl Pins {
     }
 
     /// Removes every pin and the directory, and the directories above that are empty then. Links go first:
-    /// nothing forwards on the strength of maps that are going.
+    /// nothing forwards on the strength of maps that are going. The records of the interfaces `keep` stay, and the
+    /// directories with them.
     ///
     /// # Errors
     /// [`PinsError::Io`].
-    pub fn remove(&self) -> Result<(), PinsError> {
+    pub fn remove(&self, keep: &[u32]) -> Result<(), PinsError> {
         for ifindex in self.links() {
             let path = self.link(ifindex);
             // A link whose interface is gone has nothing to be detached from.
             detach_link(&path).ok();
             fs::remove_file(&path).map_err(at(&path))?;
         }
-        for name in names(&self.path) {
-            let path = self.path.join(name);
-            fs::remove_file(&path).map_err(at(&path))?;
+        let kept: Vec<PathBuf> = keep.iter().map(|ifindex| self.record(*ifindex)).collect();
+        for path in names(&self.path).into_iter().map(|name| self.path.join(name)) {
+            if !kept.contains(&path) {
+                fs::remove_file(&path).map_err(at(&path))?;
+            }
+        }
+        if kept.iter().any(|path| path.is_symlink()) {
+            return Ok(());
         }
         fs::remove_dir(&self.path).map_err(at(&self.path))?;
         let Some(instance) = self.path.parent() else { return Ok(()) };
@@ -458,9 +488,18 @@ mod tests {
     fn one_process_at_a_time_has_an_instance() {
         let name = format!("test-{}", std::process::id());
         let first = Lock::take(&name).unwrap();
-        assert!(matches!(Lock::take(&name), Err(PinsError::Held { .. })));
+        let refused = Lock::take(&name).unwrap_err();
+        assert!(matches!(refused, PinsError::Held { .. }));
+        let text = refused.to_string();
+        assert!(text.contains("--rtp-ports") && text.contains(&format!("grep {LOCK}{name}")), "{text}");
         drop(first);
         assert!(Lock::take(&name).is_ok());
+    }
+
+    #[test]
+    fn an_instance_that_the_kernel_refuses_for_another_reason_is_nobodys() {
+        // Longer than the name of a socket may be.
+        assert!(matches!(Lock::take(&"8".repeat(200)), Err(PinsError::Lock { .. })));
     }
 
     #[test]

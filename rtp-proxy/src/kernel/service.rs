@@ -26,12 +26,14 @@ use super::ladder::{Ladder, Pinning, tc_handle};
 use super::load::{Capacity, Kernel};
 use super::names::Names;
 use super::netlink::{Notice, Notices, Requests};
+use super::off;
 use super::pins;
 use super::refusals::Refusals;
 use super::selftest::SelfTest;
 use super::settling::Settling;
 use super::share::{Left, Share, returned};
 use super::slots::{Extent, Quota, Slots};
+use super::stopping;
 use super::tables::{KernelTable, PortsWritten};
 use super::ways::{Ask, AskReceiver, Inbox, channels};
 use super::world::World;
@@ -40,6 +42,8 @@ use super::world::World;
 const BATCH: usize = 256;
 /// How soon a worker whose queue was full is told again.
 const AGAIN: Duration = Duration::from_millis(5);
+/// How long the thread gets for its end: a look at an interface that it has begun is not broken off.
+const END: Duration = Duration::from_secs(5);
 /// Controls that may wait.
 const CONTROLS: usize = 16;
 
@@ -135,6 +139,10 @@ impl Prepared {
     /// # Errors
     /// Why nothing can be in the kernel.
     pub fn new(settings: &Settings) -> Result<Self, UserReason> {
+        Self::load(settings).inspect_err(|why| off::clear(settings, why))
+    }
+
+    fn load(settings: &Settings) -> Result<Self, UserReason> {
         if settings.max_rung == Rung::User {
             return Err(UserReason::Capped);
         }
@@ -153,6 +161,10 @@ impl Prepared {
         settings: &Settings,
         workers: usize,
     ) -> Result<(FastPath, Vec<WorkerEnd>), UserReason> {
+        self.begin(settings, workers).inspect_err(|why| off::clear(settings, why))
+    }
+
+    fn begin(self, settings: &Settings, workers: usize) -> Result<(FastPath, Vec<WorkerEnd>), UserReason> {
         // What runs beside us may have pinned its maps since.
         let Self { held, kernel } = if self.held.is_outdated() { Self::new(settings)? } else { self };
         let refused = |error: &dyn std::fmt::Display| UserReason::Refused(error.to_string());
@@ -260,11 +272,11 @@ impl FastPath {
     /// Ends the thread. Detaches and removes everything, or with `leave` leaves what is pinned to the next
     /// process, forwarding on.
     pub fn stop(self, leave: bool) {
-        if self.controls.try_send(Control::Stop { leave }).is_ok() {
-            let deadline = Instant::now() + Duration::from_secs(2);
-            while !self.thread.is_finished() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(2));
-            }
+        if !stopping::end(&self.controls, Control::Stop { leave }, &self.thread, END) && !leave {
+            warn!(
+                event = "kernel.left_behind",
+                "the fast path did not end within {END:?}: what is pinned forwards on; run: rtp-proxy uninstall"
+            );
         }
     }
 }
@@ -302,6 +314,8 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
     let (runtime, notices, requests) = match result {
         Ok(opened) => opened,
         Err(error) => {
+            // With the right to the instance: whoever started us takes it to clear up.
+            drop(start);
             started.send(Err(error)).ok();
             return;
         }
@@ -331,7 +345,7 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
         return;
     }
     for problem in ladder.remove() {
-        warn!(event = "kernel.left_behind", "{problem}; run: rtp-proxy uninstall");
+        warn!(event = "kernel.left_behind", "{problem}; once its cause is gone, run: rtp-proxy uninstall");
     }
 }
 

@@ -130,7 +130,10 @@ impl World {
                 }
             }
             if let Err(left) = self.ladder.detach(link.ifindex) {
-                warn!(event = "kernel.left_behind", "{left}; run: rtp-proxy uninstall");
+                warn!(
+                    event = "kernel.left_behind",
+                    "{left}; tried again when the program is attached there and when this proxy ends"
+                );
             }
             let why = format!("{}: the program does not see what comes in", rung.as_str());
             if std::mem::take(&mut again) {
