@@ -84,17 +84,30 @@ const SUBJECTS: [Subject; 9] = [
 const STAGES: [(&str, &[&str]); 6] = [
     (
         "the viewer's kernel: route, IP, UDP, socket",
-        &["ip_rcv", "ip_list_rcv", "ip_rcv_finish", "ip_local_deliver", "udp_rcv", "udp_queue_rcv_skb"],
+        &[
+            "ip_rcv",
+            "ip_list_rcv",
+            "ip_route_input",
+            "ip_local_deliver",
+            "ip_protocol_deliver",
+            "udp_rcv",
+            "udp_unicast_rcv",
+        ],
     ),
     ("clones and their way into a queue", &["bpf_clone_redirect"]),
     ("the program and its other helpers", &["bpf_prog_"]),
-    ("merging", &["dev_gro_receive", "napi_gro_receive", "napi_gro_flush", "gro_complete"]),
-    ("queues, cables, the hook", &["process_backlog", "veth_poll", "__napi_poll", "net_rx_action"]),
+    ("merging", &["dev_gro_receive", "gro_receive_skb", "napi_gro_receive", "__gro_flush", "gro_complete"]),
+    (
+        "queues, cables, the hook",
+        &["__netif_receive_skb", "process_backlog", "veth_poll", "__napi_poll", "net_rx_action"],
+    ),
     ("the generator's own send call", &["__x64_sys_send", "__sys_send"]),
 ];
-const THREADS: &str = "NAPI thread and ksoftirqd besides";
+const THREADS: &str = "kernel threads besides: RCU, waking";
 /// What makes a stack count, whoever it belongs to.
 const ROOTS: [&str; 4] = ["__x64_sys_sendto", "__x64_sys_sendmmsg", "napi_threaded_poll", "run_ksoftirqd"];
+/// Tasks that count; a NAPI thread is known to `perf` by the name of its parent.
+const TASKS: [&str; 4] = ["bench_kernel", "kthreadd", "napi/", "ksoftirqd/"];
 /// Rows of a table of symbols.
 const SYMBOLS: usize = 14;
 
@@ -227,7 +240,7 @@ fn parse(text: &str) -> Samples {
     for sample in text.split("\n\n") {
         let mut lines = sample.lines().skip_while(|line| line.trim().is_empty());
         let task = lines.next().unwrap_or_default().trim();
-        if !["bench_kernel", "napi/", "ksoftirqd/"].iter().any(|name| task.starts_with(name)) {
+        if !TASKS.iter().any(|name| task.starts_with(name)) {
             continue;
         }
         let stack: Vec<&str> = lines.filter_map(|line| line.split_whitespace().nth(1)).collect();
@@ -243,7 +256,7 @@ mod tests {
     #[test]
     fn a_stack_is_told_by_its_innermost_function_that_says_something() {
         let text = "bench_kernel \n\t ffff skb_clone\n\t ffff bpf_clone_redirect\n\t ffff bpf_prog_12ab_tcx_ingress\n\t \
-                    ffff process_backlog\n\t ffff __x64_sys_sendto\n\nnapi/v0-1 \n\t ffff bpf_prog_12ab_dress\n\t ffff \
+                    ffff process_backlog\n\t ffff __x64_sys_sendto\n\nkthreadd \n\t ffff bpf_prog_12ab_dress\n\t ffff \
                     napi_threaded_poll\n\nbench_kernel \n\t ffff fib_table_lookup\n\t ffff ip_rcv\n\t ffff \
                     bpf_clone_redirect\n\t ffff __x64_sys_sendmmsg\n\nsshd \n\t ffff __x64_sys_sendto\n\nbench_kernel \
                     \n\t ffff do_mmap\n";
