@@ -18,7 +18,7 @@ use super::undo;
 /// Starts the name of an instance that no other process finds again.
 pub(super) const PROCESS: &str = "pid-";
 static NAMELESS: AtomicU32 = AtomicU32::new(0);
-/// How soon the right to the instance is asked for again: until then nothing is attached for tables of another layout.
+/// How soon the lock of the instance is asked for again: until then nothing is attached for tables of another layout.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Why what an earlier process left is removed.
 const OTHER: &str = "it is another version's";

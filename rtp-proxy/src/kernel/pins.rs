@@ -41,7 +41,7 @@ pub const FOLDER: &str = "msm";
 const NETNS: &str = "netns";
 pub(super) const LINK: &str = "link-";
 const RECORD: &str = "interface-";
-/// Starts the name of the abstract socket that is the right to an instance.
+/// Starts the name of the abstract socket that is the lock of an instance.
 const LOCK: &str = "msm/rtp-proxy/kernel/";
 
 /// Why nothing can be pinned.

@@ -314,7 +314,7 @@ fn run(start: Start, started: &std::sync::mpsc::SyncSender<std::io::Result<()>>)
     let (runtime, notices, requests) = match result {
         Ok(opened) => opened,
         Err(error) => {
-            // With the right to the instance: whoever started us takes it to clear up.
+            // With the lock of the instance: whoever started us takes it to clear up.
             drop(start);
             started.send(Err(error)).ok();
             return;
