@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use msm_fastpath::{FlowEntry, FlowKey};
 use msm_tests::camera::{Stage, Transport};
-use msm_tests::probe::Player;
-use msm_tests::process::Scratch;
+use msm_tests::probe::{Cameras, Load, Player, Viewers};
+use msm_tests::process::{Scratch, wait_for};
 use msm_tests::proxy::{Options, Proxy};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -63,6 +63,18 @@ impl House {
             house.play(*transport)?;
         }
         Ok(house)
+    }
+
+    /// A camera at the door that sends by itself; three viewers over UDP and one over TCP who keep accounts.
+    pub(crate) fn watched(&self, load: Load) -> Result<(Cameras, Viewers)> {
+        let input = self.proxy.url_at(INPUT[self.family], "door");
+        let output = self.proxy.url_at(OUTPUT[self.family], "door");
+        let cameras = Cameras::publish(&[input], Transport::Udp, load, Some(&self.scene.camera))?;
+        let mut viewers = Viewers::start()?;
+        for transport in [Transport::Udp, Transport::Udp, Transport::Udp, Transport::Tcp] {
+            viewers.play(&output, transport, Some(&self.scene.viewer))?;
+        }
+        Ok((cameras, viewers))
     }
 
     /// Kills the proxy.
@@ -202,6 +214,15 @@ impl House {
             assert!(!player.closed && player.byes(track).is_empty(), "viewer {viewer}: BYE or the end");
         }
     }
+}
+
+/// Waits until the legs of [`House::watched`] over UDP are on a rung.
+pub(crate) fn three_legs_on(rung: &str, proxy: &Proxy) -> Result<()> {
+    wait_for(&format!("three legs on {rung}"), LIMIT, || {
+        let legs = proxy.stream("door")?["legs"].as_array()?.clone();
+        (legs.iter().filter(|leg| leg["rung"] == rung).count() == 3).then_some(())
+    })
+    .with_context(|| proxy.process.tail())
 }
 
 pub(crate) const THREE: [Transport; 3] = [Transport::Udp; 3];

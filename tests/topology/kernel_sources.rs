@@ -10,12 +10,11 @@ use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
 use msm_fastpath::{FlowEntry, FlowKey, GroupMode};
 use msm_tests::camera::{Stage, Transport};
-use msm_tests::probe::{Cameras, Load, Player, Publisher, VIDEO_AUDIO, Viewers};
-use msm_tests::process::wait_for;
+use msm_tests::probe::{Load, Player, Publisher, VIDEO_AUDIO};
 use msm_tests::proxy::Proxy;
 
 use crate::feed;
-use crate::kernel_house::{House, INPUT, OUTPUT, THREE};
+use crate::kernel_house::{House, INPUT, THREE, three_legs_on};
 use crate::kernel_scene::{LIMIT, at};
 
 /// RTP-6 behind legs that the kernel carries.
@@ -279,19 +278,8 @@ fn a_planned_upgrade_under_legs_of_the_tc_rung_loses_nothing_and_counts_on() -> 
 fn upgraded(test: &str, rung: &str) -> Result<()> {
     let Some(mut house) = House::new(test, 0, &["--max-rung", rung], &[])? else { return Ok(()) };
     let (links, filters) = if rung == "tcx" { (1, 0) } else { (0, 1) };
-    let input = house.proxy.url_at(INPUT[0], "door");
-    let output = house.proxy.url_at(OUTPUT[0], "door");
-    let cameras = Cameras::publish(&[input], Transport::Udp, LOAD, Some(&house.scene.camera))?;
-    let mut viewers = Viewers::start()?;
-    for transport in [Transport::Udp, Transport::Udp, Transport::Udp, Transport::Tcp] {
-        viewers.play(&output, transport, Some(&house.scene.viewer))?;
-    }
-    let all_there = |proxy: &Proxy| {
-        wait_for(&format!("three legs on {rung}"), LIMIT, || {
-            let legs = proxy.stream("door")?["legs"].as_array()?.clone();
-            (legs.iter().filter(|leg| leg["rung"] == rung).count() == 3).then_some(())
-        })
-    };
+    let (cameras, viewers) = house.watched(LOAD)?;
+    let all_there = |proxy: &Proxy| three_legs_on(rung, proxy);
     let counters = |proxy: &Proxy| -> Result<Vec<u64>> {
         let stream = proxy.stream("door").context("the stream")?;
         let legs = stream["legs"].as_array().context("legs")?;

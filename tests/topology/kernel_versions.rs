@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
-use msm_tests::camera::{Stage, Transport};
-use msm_tests::probe::{Cameras, Load, Viewers};
+use msm_tests::camera::Stage;
+use msm_tests::probe::Load;
 use msm_tests::process::{Process, wait_for};
 use msm_tests::proxy::Proxy;
 
-use crate::kernel_house::{House, INPUT, OUTPUT};
+use crate::kernel_house::{House, three_legs_on};
 use crate::kernel_scene::{LIMIT, Scene, ids};
 
 /// Many packets in bursts.
@@ -42,20 +42,8 @@ fn attached(scene: &Scene) -> Result<(usize, usize, bool)> {
 
 fn upgraded(test: &str, rung: &str) -> Result<()> {
     let Some(mut house) = House::new(test, 0, &["--max-rung", rung], &[])? else { return Ok(()) };
-    let input = house.proxy.url_at(INPUT[0], "door");
-    let output = house.proxy.url_at(OUTPUT[0], "door");
-    let cameras = Cameras::publish(&[input], Transport::Udp, LOAD, Some(&house.scene.camera))?;
-    let mut viewers = Viewers::start()?;
-    for transport in [Transport::Udp, Transport::Udp, Transport::Udp, Transport::Tcp] {
-        viewers.play(&output, transport, Some(&house.scene.viewer))?;
-    }
-    let all_there = |proxy: &Proxy| {
-        wait_for(&format!("three legs on {rung}"), LIMIT, || {
-            let legs = proxy.stream("door")?["legs"].as_array()?.clone();
-            (legs.iter().filter(|leg| leg["rung"] == rung).count() == 3).then_some(())
-        })
-        .with_context(|| proxy.process.tail())
-    };
+    let (cameras, viewers) = house.watched(LOAD)?;
+    let all_there = |proxy: &Proxy| three_legs_on(rung, proxy);
     let one = if rung == "tcx" { (1, 0, false) } else { (0, 1, true) };
     all_there(&house.proxy)?;
     for upgrade in 1..=2 {
